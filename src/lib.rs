@@ -3,9 +3,20 @@
 pub mod device;
 mod dtype;
 mod error;
+mod host;
+pub mod ops;
+mod rng;
 mod shape;
+pub mod tape;
+mod tensor;
+mod weight;
 
 pub use device::Device;
 pub use dtype::DType;
 pub use error::{Error, Result};
+pub use host::HostData;
+pub use rng::Philox;
 pub use shape::Shape;
+pub use tape::{Grads, Tape, Var};
+pub use tensor::Tensor;
+pub use weight::Weight;

@@ -3,9 +3,13 @@
 //! Results do not depend on the number of threads: work is split over *outputs* only, and every
 //! reduction is done by one task in a fixed order.
 
+pub(crate) mod filter;
+pub(crate) mod gemm;
 mod memory;
+mod pack;
 
 pub use memory::Buffer;
+pub(crate) use pack::Packed;
 
 use std::sync::Arc;
 

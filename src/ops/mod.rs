@@ -1,0 +1,12 @@
+//! One fused operation per file, always in this order: the formula and the derivation of each gradient,
+//! shape checks, `forward`/`backward` on tensors, the CPU kernel, the tape node, `apply` on variables, and
+//! the [`spec::OpSpec`] that tests, `check` and the benchmarks run.
+//!
+//! To add an operation: write `ops/<op>.rs` (and `kernels/<op>.cu`), and name it twice below.
+
+pub mod check;
+pub mod linear;
+pub mod spec;
+
+/// The specification of every operation.
+pub const ALL: &[&dyn spec::OpSpec] = &[&linear::Spec];
