@@ -5,7 +5,7 @@
 use super::spec::{Accuracy, Case, Input, OpSpec};
 use crate::device::cpu::filter::{self, Epilogue, Geometry};
 use crate::tape::{Id, Node};
-use crate::{Device, Error, Grads, HostData, Result, Shape, Tape, Tensor, Var, Weight};
+use crate::{DType, Device, Error, Grads, HostData, Result, Shape, Tape, Tensor, Var, Weight};
 
 /// The stem.
 pub const NAME: &str = "linear";
@@ -115,12 +115,14 @@ impl OpSpec for Spec {
     }
 
     fn cases(&self) -> Vec<Case> {
-        let case = |m, n, k| Case::new(&[("M", m), ("N", n), ("K", k)]);
-        vec![case(1, 1, 1), case(7, 17, 5), case(6, 16, 256), case(13, 33, 257), case(64, 48, 96), case(2, 100, 1300)]
+        let case = |m, n, k| Case::new(&[("M", m), ("N", n), ("K", k), ("f16", 0)]);
+        let f16 = |m, n, k| Case::new(&[("M", m), ("N", n), ("K", k), ("f16", 1)]);
+        let full = vec![case(1, 1, 1), case(7, 17, 5), case(6, 16, 256), case(13, 33, 257), case(64, 48, 96)];
+        full.into_iter().chain([case(2, 100, 1300), f16(1, 17, 9), f16(5, 40, 300), f16(70, 130, 64)]).collect()
     }
 
     fn real_cases(&self) -> Vec<Case> {
-        let case = |m, n, k| Case::new(&[("M", m), ("N", n), ("K", k)]);
+        let case = |m, n, k| Case::new(&[("M", m), ("N", n), ("K", k), ("f16", 1)]);
         vec![case(16384, 320, 320), case(4096, 5120, 640), case(1024, 1280, 5120), case(256, 10240, 1280)]
     }
 
@@ -137,6 +139,7 @@ impl OpSpec for Spec {
     fn reference(&self, case: &Case, inputs: &[Vec<f64>]) -> Vec<Vec<f64>> {
         let (m, n, k) = (case.get("M"), case.get("N"), case.get("K"));
         let [x, w, b, r] = inputs else { unreachable!("inputs() lists four operands") };
+        let w = stored(case, w);
         let mut y = r.clone();
         for (i, j) in (0..m).flat_map(|i| (0..n).map(move |j| (i, j))) {
             y[i * n + j] += b[j] + (0..k).map(|p| x[i * k + p] * w[j * k + p]).sum::<f64>();
@@ -146,7 +149,7 @@ impl OpSpec for Spec {
 
     fn reference_backward(&self, case: &Case, inputs: &[Vec<f64>], grads: &[Vec<f64>]) -> Vec<Vec<f64>> {
         let (m, n, k) = (case.get("M"), case.get("N"), case.get("K"));
-        let (w, dy) = (&inputs[1], &grads[0]);
+        let (w, dy) = (stored(case, &inputs[1]), &grads[0]);
         let mut dx = vec![0.0; m * k];
         for (i, p) in (0..m).flat_map(|i| (0..k).map(move |p| (i, p))) {
             dx[i * k + p] = (0..n).map(|j| dy[i * n + j] * w[j * k + p]).sum();
@@ -154,8 +157,8 @@ impl OpSpec for Spec {
         vec![dx, Vec::new(), Vec::new(), dy.clone()]
     }
 
-    fn run(&self, _case: &Case, tape: &mut Tape, inputs: &[Var]) -> Result<Vec<Var>> {
-        let weight = weight(inputs[1].tensor())?;
+    fn run(&self, case: &Case, tape: &mut Tape, inputs: &[Var]) -> Result<Vec<Var>> {
+        let weight = weight(case, inputs[1].tensor())?;
         Ok(vec![apply(tape, &inputs[0], &weight, Some(inputs[2].tensor()), Some(&inputs[3]))?])
     }
 
@@ -172,7 +175,14 @@ impl OpSpec for Spec {
     }
 }
 
-/// An operand as the frozen weight the operation takes.
-pub(super) fn weight(tensor: &Tensor) -> Result<Weight> {
-    Weight::new(tensor.device(), tensor.shape(), &HostData::from(tensor.host()))
+/// An operand as the frozen weight the operation takes, in f16 where the case says so.
+pub(super) fn weight(case: &Case, tensor: &Tensor) -> Result<Weight> {
+    let dtype = if case.on("f16") { DType::F16 } else { DType::F32 };
+    Weight::new(tensor.device(), tensor.shape(), &HostData::from(tensor.host()).to_dtype(dtype))
+}
+
+/// The numbers that [`weight`] keeps.
+pub(super) fn stored(case: &Case, weight: &[f64]) -> Vec<f64> {
+    let round = |&w: &f64| if case.on("f16") { half::f16::from_f32(w as f32).to_f64() } else { w };
+    weight.iter().map(round).collect()
 }

@@ -5,8 +5,10 @@
 //! To add an operation: write `ops/<op>.rs` (and `kernels/<op>.cu`), and name it twice below.
 
 pub mod check;
+pub mod conv2d;
 pub mod linear;
+pub mod lora_matmul;
 pub mod spec;
 
 /// The specification of every operation.
-pub const ALL: &[&dyn spec::OpSpec] = &[&linear::Spec];
+pub const ALL: &[&dyn spec::OpSpec] = &[&conv2d::Spec, &linear::Spec, &lora_matmul::Spec];
