@@ -4,6 +4,8 @@ pub mod device;
 mod dtype;
 mod error;
 mod host;
+pub mod model;
+pub mod nn;
 pub mod ops;
 mod rng;
 mod shape;

@@ -1,0 +1,3 @@
+//! The networks. Parameter names equal the checkpoint keys.
+
+pub mod config;
