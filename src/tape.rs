@@ -4,7 +4,7 @@
 //! else is a constant, for which nothing is recorded, saved or computed backwards. A node is a plain struct
 //! whose fields are the saved tensors, so the tape can name and size itself.
 
-use crate::{Error, Result, Tensor};
+use crate::{Device, Error, Result, Tensor};
 
 /// Identity of a differentiable value on a tape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -225,7 +225,7 @@ impl Grads {
             Ok(match sum {
                 None => term,
                 Some(mut sum) => {
-                    sum.host_mut().iter_mut().zip(term.host()).for_each(|(s, t)| *s += t);
+                    accumulate(&mut sum, &term);
                     sum
                 }
             })
@@ -240,6 +240,13 @@ impl Grads {
         let names: Vec<String> =
             vars.into_iter().filter(|(_, v)| self.get(v).is_none()).map(|(n, _)| n.to_string()).collect();
         if names.is_empty() { Ok(()) } else { Err(Error::MissingGradient { names }) }
+    }
+}
+
+/// `sum += term`.
+fn accumulate(sum: &mut Tensor, term: &Tensor) {
+    match &sum.device().clone() {
+        Device::Cpu(cpu) => cpu.accumulate(sum.host_mut(), term.host()),
     }
 }
 

@@ -4,11 +4,25 @@
 //!
 //! To add an operation: write `ops/<op>.rs` (and `kernels/<op>.cu`), and name it twice below.
 
+pub mod activation;
+pub mod add;
 pub mod check;
+pub mod concat;
 pub mod conv2d;
+pub mod geglu;
 pub mod linear;
 pub mod lora_matmul;
 pub mod spec;
+pub mod upsample;
 
 /// The specification of every operation.
-pub const ALL: &[&dyn spec::OpSpec] = &[&conv2d::Spec, &linear::Spec, &lora_matmul::Spec];
+pub const ALL: &[&dyn spec::OpSpec] = &[
+    &activation::Spec,
+    &add::Spec,
+    &concat::Spec,
+    &conv2d::Spec,
+    &geglu::Spec,
+    &linear::Spec,
+    &lora_matmul::Spec,
+    &upsample::Spec,
+];

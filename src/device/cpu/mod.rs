@@ -5,8 +5,10 @@
 
 pub(crate) mod filter;
 pub(crate) mod gemm;
+pub(crate) mod math;
 mod memory;
 mod pack;
+pub(crate) mod parts;
 
 pub use memory::Buffer;
 pub(crate) use pack::Packed;
