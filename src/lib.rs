@@ -3,7 +3,9 @@
 pub mod device;
 mod dtype;
 mod error;
+mod fs;
 mod host;
+pub mod media;
 pub mod model;
 pub mod nn;
 pub mod ops;
