@@ -10,6 +10,8 @@ pub mod check;
 pub mod concat;
 pub mod conv2d;
 pub mod geglu;
+pub mod group_norm;
+pub mod layer_norm;
 pub mod linear;
 pub mod lora_matmul;
 pub mod spec;
@@ -22,6 +24,8 @@ pub const ALL: &[&dyn spec::OpSpec] = &[
     &concat::Spec,
     &conv2d::Spec,
     &geglu::Spec,
+    &group_norm::Spec,
+    &layer_norm::Spec,
     &linear::Spec,
     &lora_matmul::Spec,
     &upsample::Spec,

@@ -79,14 +79,20 @@ pub(crate) fn sum_of(x: &[f32], term: impl Fn(f32) -> f32) -> f32 {
 /// Scalar product.
 #[inline(always)]
 pub(crate) fn dot(x: &[f32], y: &[f32]) -> f32 {
+    dot_shifted(x, y, 0.0)
+}
+
+/// `sum of x (y - shift)`.
+#[inline(always)]
+pub(crate) fn dot_shifted(x: &[f32], y: &[f32], shift: f32) -> f32 {
     let ((xs, x), (ys, y)) = (x.as_chunks::<LANES>(), y.as_chunks::<LANES>());
     let mut lanes = [0.0; LANES];
     for (x, y) in xs.iter().zip(ys) {
         for l in 0..LANES {
-            lanes[l] = x[l].mul_add(y[l], lanes[l]);
+            lanes[l] = x[l].mul_add(y[l] - shift, lanes[l]);
         }
     }
-    x.iter().zip(y).fold(fold(lanes, |a, b| a + b), |sum, (x, y)| x.mul_add(*y, sum))
+    x.iter().zip(y).fold(fold(lanes, |a, b| a + b), |sum, (x, y)| x.mul_add(y - shift, sum))
 }
 
 /// Largest element; minus infinity for none. A NaN may or may not show.
