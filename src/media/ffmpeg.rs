@@ -49,6 +49,8 @@ impl Ffmpeg {
 const TIME_LIMIT: Duration = Duration::from_secs(60);
 /// Most bytes of pictures read from the pipe.
 const MAX_OUTPUT: usize = 2 << 30;
+/// What ffmpeg itself takes for a stream that does not tell its rate.
+const ASSUMED_FPS: f64 = 25.0;
 /// What `ffmpeg` may open: containers of one file. No playlists, which could name other files.
 const CONTAINERS: &str = "mov,matroska,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,ivf,h264,hevc,obu,m4v,yuv4mpegpipe,nut,mjpeg,gif,apng,mxf,dv,rm,wtv,av1";
 
@@ -83,7 +85,7 @@ pub(crate) fn read(program: &Path, path: &Path, options: &ClipOptions, refusal: 
     }
     let total = at_end.then(|| picker.counted());
     let codec = log.codec.unwrap_or_else(|| refusal.codec.clone());
-    picker.finish(path, taken, log.fps.unwrap_or(0.0), "ffmpeg", codec, total)
+    picker.finish(path, taken, log.fps.unwrap_or(ASSUMED_FPS), "ffmpeg", codec, total)
 }
 
 fn command(program: &Path, whole: &Path, options: &ClipOptions) -> Command {
@@ -222,8 +224,10 @@ impl Log {
         if let Some((_, about)) = line.split_once(": Video: ")
             && self.codec.is_none()
         {
-            let name = about.split(" (0x").next().unwrap_or(about).split(", ").next().unwrap_or(about);
-            self.codec = Some(name.split(" / ").next().unwrap_or(name).trim_end_matches(" (").to_string());
+            let name = about.split(", ").next().unwrap_or(about);
+            // Without the container's own code for it, "(mp4v / 0x7634706D)".
+            let code = name.find(" / 0x").and_then(|slash| name[..slash].rfind(" ("));
+            self.codec = Some(name[..code.unwrap_or(name.len())].to_string());
             let rate =
                 |unit: &str| about.split(", ").find_map(|part| part.trim().strip_suffix(unit)?.trim().parse().ok());
             self.fps = rate("fps").or_else(|| rate("tbr"));
