@@ -6,6 +6,7 @@
 
 pub mod activation;
 pub mod add;
+pub mod attention;
 pub mod check;
 pub mod concat;
 pub mod conv2d;
@@ -15,12 +16,14 @@ pub mod layer_norm;
 pub mod linear;
 pub mod lora_matmul;
 pub mod spec;
+pub mod temporal_attention;
 pub mod upsample;
 
 /// The specification of every operation.
 pub const ALL: &[&dyn spec::OpSpec] = &[
     &activation::Spec,
     &add::Spec,
+    &attention::Spec,
     &concat::Spec,
     &conv2d::Spec,
     &geglu::Spec,
@@ -28,5 +31,6 @@ pub const ALL: &[&dyn spec::OpSpec] = &[
     &layer_norm::Spec,
     &linear::Spec,
     &lora_matmul::Spec,
+    &temporal_attention::Spec,
     &upsample::Spec,
 ];
