@@ -20,7 +20,6 @@ pub struct Checkpoint {
     files: Vec<TensorFile>,
     /// Model name -> (file, entry).
     index: BTreeMap<String, (usize, usize)>,
-    motion: Option<Box<Checkpoint>>,
     allow_non_finite: bool,
     state: Mutex<State>,
 }
@@ -51,7 +50,6 @@ impl Checkpoint {
             path: path.as_ref().into(),
             files,
             index: BTreeMap::new(),
-            motion: None,
             allow_non_finite: false,
             state: Mutex::default(),
         };
@@ -84,12 +82,6 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// Takes the parameters of motion modules from another checkpoint.
-    pub fn with_motion(mut self, motion: Checkpoint) -> Self {
-        self.motion = Some(Box::new(motion));
-        self
-    }
-
     /// Lets NaNs and infinities pass.
     pub fn allowing_non_finite(mut self) -> Self {
         self.allow_non_finite = true;
@@ -106,7 +98,7 @@ impl Checkpoint {
         &self.files
     }
 
-    /// Model names and what is stored of them, sorted; without those of joined motion modules.
+    /// Model names and what is stored of them, sorted.
     pub fn entries(&self) -> impl Iterator<Item = (&str, &Entry)> {
         self.index.iter().map(|(name, &at)| (name.as_str(), self.at(at).1))
     }
@@ -143,9 +135,6 @@ impl Checkpoint {
     /// # Errors
     /// [`Error::Model`] that names the missing, misshapen and unexpected tensors.
     pub fn finish(&self) -> Result<()> {
-        if let Some(motion) = &self.motion {
-            motion.finish()?;
-        }
         let state = self.lock();
         let left = |name: &&String| !state.used.contains(*name) && !SPARE.contains(&name.as_str());
         let unexpected: Vec<_> = self.index.keys().filter(left).cloned().collect();
@@ -167,10 +156,6 @@ impl Checkpoint {
         (file, &file.header().entries()[entry])
     }
 
-    fn motion_for(&self, name: &str) -> Option<&Checkpoint> {
-        self.motion.as_deref().filter(|_| name.contains("motion_modules."))
-    }
-
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().expect("no holder of the lock should have panicked")
     }
@@ -179,9 +164,6 @@ impl Checkpoint {
 impl ParamSource for Checkpoint {
     /// Missing and misshapen tensors are noted for [`Checkpoint::finish`].
     fn fetch(&self, name: &str, shape: Shape) -> Result<Fetched<'_>> {
-        if let Some(motion) = self.motion_for(name) {
-            return motion.fetch(name, shape);
-        }
         let Some(&at) = self.index.get(name) else {
             self.lock().missing.push(name.into());
             return Ok(Fetched::Meta);
@@ -204,7 +186,7 @@ impl ParamSource for Checkpoint {
     }
 
     fn contains(&self, name: &str) -> bool {
-        self.motion_for(name).unwrap_or(self).index.contains_key(name)
+        self.index.contains_key(name)
     }
 }
 

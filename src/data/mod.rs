@@ -4,13 +4,17 @@ mod checkpoint;
 mod family;
 pub mod folder;
 pub mod init;
+mod lora;
 mod motion;
 mod names;
 pub mod safetensors;
+mod tensors;
 mod tokenizer;
 
 pub use checkpoint::Checkpoint;
 pub use family::Family;
 pub use folder::{Base, Component};
+pub use lora::{LoraFile, LoraTensor};
 pub use motion::Motion;
+pub use tensors::{NamedTensors, TensorWriter};
 pub use tokenizer::{Encoded, Tokenizer};

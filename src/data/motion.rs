@@ -9,7 +9,7 @@ use super::{Checkpoint, names};
 use crate::model::config::{MotionConfig, MotionNorm};
 use crate::{Error, Result};
 
-/// Motion modules, ready to be joined to a UNet's weights by [`Checkpoint::with_motion`].
+/// Motion modules: the second source of parameters of a UNet.
 #[derive(Debug)]
 pub struct Motion {
     pub config: MotionConfig,
@@ -91,7 +91,7 @@ fn guess_config(weights: &Checkpoint) -> Result<(MotionConfig, Option<String>)> 
     Ok((config, length.is_none().then_some(note)))
 }
 
-/// Makes sure that a stored table of frame positions is the formula: sines at even, cosines at odd channels.
+/// Makes sure that a stored table of frame positions is the formula.
 fn check_positions(file: &TensorFile, entry: &Entry, max_frames: usize) -> Result<()> {
     let refuse = |detail: String| Err(Error::model(file.path(), format!("{} {detail}", entry.name)));
     let [1, frames, width] = entry.shape[..] else {
@@ -103,13 +103,17 @@ fn check_positions(file: &TensorFile, entry: &Entry, max_frames: usize) -> Resul
     let table = file.numbers(entry)?;
     // Enough for tables that went through bf16.
     let close = |stored: f32, exact: f64| (f64::from(stored) - exact).abs() <= 5e-3;
-    for (i, &stored) in table.to_f32().iter().enumerate() {
-        let (frame, channel) = (i / width, i % width);
-        let angle = frame as f64 * (-(10_000_f64.ln()) * (channel / 2 * 2) as f64 / width as f64).exp();
-        let exact = if channel % 2 == 0 { angle.sin() } else { angle.cos() };
-        if !close(stored, exact) {
-            return refuse(format!("is not the sinusoid table: {stored} at frame {frame}, channel {channel}"));
-        }
+    let exact = (0..frames).flat_map(|frame| positions(frame, width));
+    match table.to_f32().iter().zip(exact).position(|(&stored, exact)| !close(stored, exact)) {
+        Some(i) => refuse(format!("is not the sinusoid table at frame {}, channel {}", i / width, i % width)),
+        None => Ok(()),
     }
-    Ok(())
+}
+
+/// The sinusoid of a frame's position: sines at even, cosines at odd channels.
+pub(super) fn positions(frame: usize, width: usize) -> impl Iterator<Item = f64> {
+    (0..width).map(move |channel| {
+        let angle = frame as f64 * (-(10_000_f64.ln()) * (channel / 2 * 2) as f64 / width as f64).exp();
+        if channel % 2 == 0 { angle.sin() } else { angle.cos() }
+    })
 }

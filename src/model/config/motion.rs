@@ -19,6 +19,12 @@ pub enum MotionNorm {
     Video,
 }
 
+impl MotionNorm {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// The `config.json` of a MotionAdapter. Group counts of the norms come from the UNet.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default)]
@@ -33,6 +39,7 @@ pub struct MotionConfig {
     /// True in v2 only.
     pub use_motion_mid_block: bool,
     /// Not a key of diffusers: see [`MotionNorm`].
+    #[serde(skip_serializing_if = "MotionNorm::is_default")]
     pub motion_norm: MotionNorm,
     #[serde(flatten)]
     pub other: Map<String, Value>,
