@@ -62,21 +62,15 @@ impl Weight {
             let detail = format!("{} @ {} does not fit {}", up.shape(), down.shape(), self.shape);
             return Err(Error::shape("merge", detail));
         }
-        let mut sum = self.to_vec();
-        let (a, b) = (down.host(), up.host());
         let Device::Cpu(cpu) = &self.device;
-        cpu.chunks_mut(&mut sum, k, |row, out| {
-            for (j, &factor) in b[row * r..][..r].iter().enumerate() {
-                let factor = scale * factor;
-                out.iter_mut().zip(&a[j * k..][..k]).for_each(|(o, &a)| *o += factor * a);
-            }
-        });
-        Weight::new(&self.device, self.shape, &sum.into())
+        let merged = self.packed().merged(cpu, down.host(), up.host(), scale);
+        Ok(Weight { storage: Storage::Cpu(Arc::new(merged)), ..self.clone() })
     }
 
     /// The numbers as f32, row-major in the checkpoint's order.
     pub fn to_vec(&self) -> Vec<f32> {
-        self.packed().unpack()
+        let Device::Cpu(cpu) = &self.device;
+        self.packed().unpack(cpu)
     }
 
     /// Dimensions as in the checkpoint.

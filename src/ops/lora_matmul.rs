@@ -5,7 +5,7 @@
 //! `dB_a = g_a^T u_a`; `du_a = g_a B_a`; `dA_a = du_a^T x`; `dx = dy W + sum over a of du_a A_a`;
 //! `dresidual = dy`. The mask is a function of (seed, stream, step, element) and drawn again, never stored.
 
-use super::linear::{self, stored, weight};
+use super::linear::{self, weight};
 use super::spec::{Accuracy, Case, Input, OpSpec};
 use crate::tape::{Id, Node};
 use crate::{Device, Error, Grads, Philox, Result, Shape, Tape, Tensor, Var, Weight};

@@ -7,6 +7,7 @@ pub(crate) mod filter;
 pub(crate) mod gemm;
 pub(crate) mod math;
 mod memory;
+mod micro;
 mod pack;
 pub(crate) mod parts;
 
