@@ -8,7 +8,7 @@
 //! nothing. The gradient is the same with input and output rows exchanged and the blocks transposed.
 
 use super::micro::{LANES, Micro, Output, Pair, ROWS};
-use super::{Cpu, Packed};
+use super::{Cpu, Packed, winograd};
 use crate::weight::FilterDims;
 
 /// Where a filter's taps fall: input and output sizes, stride and the padding before the first row and column.
@@ -68,6 +68,21 @@ impl Geometry {
         let ox = steps(x, self.pad_left, kx, self.out_width)?;
         Some((image * self.out_height + oy) * self.out_width + ox)
     }
+
+    /// The filter turned by half a turn that computes the gradient of an unstrided square one.
+    fn reverse(&self, [kh, kw]: [usize; 2]) -> Option<Self> {
+        let pads = [(kh - 1).checked_sub(self.pad_top)?, (kw - 1).checked_sub(self.pad_left)?];
+        (self.stride == 1 && kh == kw).then_some(Geometry {
+            images: self.images,
+            in_height: self.out_height,
+            in_width: self.out_width,
+            out_height: self.in_height,
+            out_width: self.in_width,
+            stride: 1,
+            pad_top: pads[0],
+            pad_left: pads[1],
+        })
+    }
 }
 
 /// What is added to the product before it is stored.
@@ -101,38 +116,35 @@ impl Epilogue<'_> {
 
 /// `y (out_rows, N) = filter(x (in_rows, C)) + epilogue`.
 pub(crate) fn forward(cpu: &Cpu, y: &mut [f32], x: &[f32], weight: &Packed, geometry: Geometry, epilogue: Epilogue) {
-    let FilterDims { n, c, kw, .. } = weight.dims();
+    let FilterDims { n, c, kh, kw } = weight.dims();
     let (micro, rows) = (Micro::detect(), geometry.out_rows());
     assert_eq!((x.len(), y.len()), (geometry.in_rows() * c, rows * n), "operands should have the filter's sizes");
-    let plan = Plan { rows, columns: n, taps: weight.taps(), depth: c };
-    plan.run(
-        cpu,
-        y,
-        x,
-        |out, row, first| epilogue.start(out, row, rows, first, n),
-        |tap, row| geometry.source(row, [tap / kw, tap % kw]),
-        |panel, tap, first, block| weight.block(micro, panel, tap, first, block),
-    );
+    let start = |out: &mut [f32], row, first| epilogue.start(out, row, rows, first, n);
+    let load = |panel, tap, first, block: &mut [f32]| weight.block(micro, panel, tap, first, block);
+    if [kh, kw, geometry.stride] == [3, 3, 1] && winograd::pays(&geometry, c) {
+        return winograd::run(cpu, y, x, geometry, [n, c], start, load);
+    }
+    let source = |tap, row| geometry.source(row, [tap / kw, tap % kw]);
+    Plan { rows, columns: n, taps: weight.taps(), depth: c }.run(cpu, y, x, start, source, load);
 }
 
 /// `dx (in_rows, C) (+)= ` the gradient of `sum(dy * filter(x))`; overwrites unless `accumulate`.
 pub(crate) fn backward(cpu: &Cpu, dx: &mut [f32], dy: &[f32], weight: &Packed, geometry: Geometry, accumulate: bool) {
-    let FilterDims { n, c, kw, .. } = weight.dims();
+    let FilterDims { n, c, kh, kw } = weight.dims();
     let (micro, rows) = (Micro::detect(), geometry.in_rows());
     assert_eq!((dx.len(), dy.len()), (rows * c, geometry.out_rows() * n), "operands should have the filter's sizes");
-    let plan = Plan { rows, columns: c, taps: weight.taps(), depth: n };
-    plan.run(
-        cpu,
-        dx,
-        dy,
-        |out, _, _| {
-            if !accumulate {
-                out.fill(0.0);
-            }
-        },
-        |tap, row| geometry.reader(row, [tap / kw, tap % kw]),
-        |panel, tap, first, block| weight.block_transposed(micro, panel * LANES, tap, first, block),
-    );
+    let start = |out: &mut [f32], _, _| {
+        if !accumulate {
+            out.fill(0.0);
+        }
+    };
+    let load = |panel, tap, first, block: &mut [f32]| weight.block_transposed(micro, panel * LANES, tap, first, block);
+    if let Some(reverse) = geometry.reverse([kh, kw]).filter(|r| kh == 3 && winograd::pays(r, n)) {
+        let load = |panel, tap, first, block: &mut [f32]| load(panel, kh * kw - 1 - tap, first, block);
+        return winograd::run(cpu, dx, dy, reverse, [c, n], start, load);
+    }
+    let reader = |tap, row| geometry.reader(row, [tap / kw, tap % kw]);
+    Plan { rows, columns: c, taps: weight.taps(), depth: n }.run(cpu, dx, dy, start, reader, load);
 }
 
 /// `out (rows, columns) += sum over taps of x[source(tap, row)] (depth) * block`.
@@ -246,7 +258,7 @@ unsafe fn accumulate_edge(
 }
 
 /// Runs of at most [`ROWS`] rows, as even as possible at the end.
-fn tiles(pairs: &[Pair]) -> impl Iterator<Item = &[Pair]> {
+pub(super) fn tiles(pairs: &[Pair]) -> impl Iterator<Item = &[Pair]> {
     let mut rest = pairs;
     std::iter::from_fn(move || {
         let take = match rest.len() {
@@ -261,6 +273,6 @@ fn tiles(pairs: &[Pair]) -> impl Iterator<Item = &[Pair]> {
 }
 
 /// The step, a multiple of `unit`, that cuts `n` into parts of about `most` and nearly equal size.
-fn even(n: usize, most: usize, unit: usize) -> usize {
+pub(super) fn even(n: usize, most: usize, unit: usize) -> usize {
     n.div_ceil(n.div_ceil(most).max(1)).next_multiple_of(unit)
 }

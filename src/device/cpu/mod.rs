@@ -10,6 +10,7 @@ mod memory;
 mod micro;
 mod pack;
 pub(crate) mod parts;
+mod winograd;
 
 pub use memory::Buffer;
 pub(crate) use pack::Packed;
