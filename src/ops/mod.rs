@@ -10,11 +10,17 @@ pub mod attention;
 pub mod check;
 pub mod concat;
 pub mod conv2d;
+pub mod ddim_step;
+pub mod embedding;
 pub mod geglu;
 pub mod group_norm;
+pub mod l2_normalize;
 pub mod layer_norm;
 pub mod linear;
+pub mod lion;
 pub mod lora_matmul;
+pub mod loss;
+pub mod q_sample;
 pub mod spec;
 pub mod temporal_attention;
 pub mod upsample;
@@ -26,11 +32,17 @@ pub const ALL: &[&dyn spec::OpSpec] = &[
     &attention::Spec,
     &concat::Spec,
     &conv2d::Spec,
+    &ddim_step::Spec,
+    &embedding::Spec,
     &geglu::Spec,
     &group_norm::Spec,
+    &l2_normalize::Spec,
     &layer_norm::Spec,
     &linear::Spec,
+    &lion::Spec,
     &lora_matmul::Spec,
+    &loss::Spec,
+    &q_sample::Spec,
     &temporal_attention::Spec,
     &upsample::Spec,
 ];

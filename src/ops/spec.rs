@@ -115,7 +115,10 @@ pub trait OpSpec: Sync {
     /// Outputs by naive loops in f64.
     fn reference(&self, case: &Case, inputs: &[Vec<f64>]) -> Vec<Vec<f64>>;
     /// The gradient of `sum(outputs * grads)` for every input, by the file's derivation; empty for frozen ones.
-    fn reference_backward(&self, case: &Case, inputs: &[Vec<f64>], grads: &[Vec<f64>]) -> Vec<Vec<f64>>;
+    /// An operation without differentiable inputs leaves it as it is.
+    fn reference_backward(&self, _case: &Case, inputs: &[Vec<f64>], _grads: &[Vec<f64>]) -> Vec<Vec<f64>> {
+        vec![Vec::new(); inputs.len()]
+    }
     /// Runs the operation as the models do.
     ///
     /// # Errors
