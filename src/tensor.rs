@@ -135,6 +135,11 @@ impl Tensor {
         Ok(out)
     }
 
+    /// True if every number is finite.
+    pub fn is_finite(&self) -> bool {
+        self.host().iter().all(|x| x.is_finite())
+    }
+
     /// The numbers in host memory.
     pub(crate) fn host(&self) -> &[f32] {
         match &self.storage {
