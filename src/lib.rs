@@ -2,6 +2,7 @@
 
 pub mod data;
 pub mod device;
+pub mod diffusion;
 mod dtype;
 mod error;
 mod fs;
@@ -14,6 +15,7 @@ mod rng;
 mod shape;
 pub mod tape;
 mod tensor;
+pub mod train;
 mod weight;
 
 pub use device::Device;

@@ -1,0 +1,7 @@
+//! The noise schedule and sampling.
+
+mod sample;
+mod schedule;
+
+pub use sample::{Guidance, SampleConfig, SampleStep, sample};
+pub use schedule::{BetaSchedule, Schedule};
