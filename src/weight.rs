@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::device::cpu;
+use crate::device::cpu::{self, FilterDims};
 use crate::{DType, Device, Error, HostData, Result, Shape, Tensor};
 
 /// A frozen weight: linear `(N, K)` or convolution `(N, C, kh, kw)`, packed once for its device and never
@@ -124,15 +124,6 @@ impl Weight {
             Storage::Cpu(packed) => packed,
         }
     }
-}
-
-/// Dimensions of a weight seen as a convolution: a linear layer is one of 1x1.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FilterDims {
-    pub n: usize,
-    pub c: usize,
-    pub kh: usize,
-    pub kw: usize,
 }
 
 fn filter_dims(shape: Shape) -> Result<FilterDims> {

@@ -7,9 +7,9 @@
 //! micro-kernel add six rows at a time. Nothing is gathered or padded, and a row outside the picture costs
 //! nothing. The gradient is the same with input and output rows exchanged and the blocks transposed.
 
+use super::FilterDims;
 use super::micro::{LANES, Micro, Output, Pair, ROWS};
 use super::{Cpu, Packed, winograd};
-use crate::weight::FilterDims;
 
 /// Where a filter's taps fall: input and output sizes, stride and the padding before the first row and column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -21,6 +21,15 @@ use rayon::prelude::*;
 
 use crate::{Error, Result};
 
+/// Dimensions of a weight seen as a convolution: a linear layer is one of 1x1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FilterDims {
+    pub n: usize,
+    pub c: usize,
+    pub kh: usize,
+    pub kw: usize,
+}
+
 /// Handle to the CPU device.
 #[derive(Clone)]
 pub struct Cpu {

@@ -5,9 +5,9 @@
 use half::f16;
 
 use super::Cpu;
+use super::FilterDims;
 use super::gemm::{Mat, gemm};
 use super::micro::{LANES, Micro};
-use crate::weight::FilterDims;
 use crate::{DType, HostData};
 
 /// A packed weight.
