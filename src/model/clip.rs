@@ -68,10 +68,10 @@ impl TextEncoder {
         let ids: Vec<u32> = prompts.concat();
         let places: Vec<u32> = prompts.iter().flat_map(|_| 0..length as u32).collect();
         let shape = [prompts.len(), length, self.config.hidden_size];
-        let words = Var::constant(embedding::forward(&self.token_embedding, &ids)?.reshape(shape)?);
+        let words = Var::constant(embedding::forward(&self.token_embedding, &ids)?);
         let places = Var::constant(embedding::forward(&self.position_embedding, &places)?);
         let (mut tape, changes) = (Tape::off(), Changes::none());
-        let mut h = add::apply(&mut tape, &words, &places)?;
+        let mut h = add::apply(&mut tape, &words, &places)?.reshape(shape)?; // (B*L, D) -> (B, L, D)
         for layer in &self.layers {
             h = layer.forward(&mut Pass { tape: &mut tape, changes: &changes }, &h, Mask::Causal)?;
         }
@@ -196,8 +196,8 @@ impl VisionEncoder {
         let length = each / width + 1;
         let places: Vec<u32> = (0..batch).flat_map(|_| 0..length as u32).collect();
         let places = Var::constant(embedding::forward(&self.position_embedding, &places)?);
-        let tokens = Var::constant(Tensor::from_slice(pictures.device(), [batch, length, width], &tokens)?);
-        let h = add::apply(&mut tape, &tokens, &places)?;
+        let tokens = Var::constant(Tensor::from_slice(pictures.device(), [batch * length, width], &tokens)?);
+        let h = add::apply(&mut tape, &tokens, &places)?.reshape([batch, length, width])?;
         let mut h = self.pre_layrnorm.forward(&mut tape, &h, None)?;
         for layer in &self.layers {
             h = layer.forward(&mut Pass { tape: &mut tape, changes: &changes }, &h, Mask::None)?;
