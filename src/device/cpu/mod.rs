@@ -5,11 +5,13 @@
 
 pub(crate) mod filter;
 pub(crate) mod gemm;
+pub(crate) mod lanes;
 pub(crate) mod math;
 mod memory;
 mod micro;
 mod pack;
 pub(crate) mod parts;
+pub(crate) mod tile;
 mod winograd;
 
 pub use memory::Buffer;
