@@ -1,147 +1,188 @@
-//! One pixel and head at a time, from copies that fit the first cache. Scores are kept transposed, (keys,
-//! queries), and padded to T queries, so that the softmax runs down columns with one query per lane.
+//! One pixel and head at a time, by the tiles of spatial attention: the frames of a pixel are the queries of
+//! one panel, or two.
 
 use multiversion::multiversion;
+use multiversion::target::match_target;
 
-use super::{Dims, MAX_FRAMES};
+use super::Dims;
 use crate::device::Cpu;
-use crate::device::cpu::math;
+#[cfg(target_arch = "x86_64")]
+use crate::device::cpu::lanes::Avx2;
+use crate::device::cpu::lanes::{Lanes, Portable};
 use crate::device::cpu::parts::Scatter;
+use crate::device::cpu::tile::{self, Left, QUERIES};
 
 /// Pixels of one task.
 const PIXELS: usize = 8;
 
 impl Dims {
-    fn c(&self) -> usize {
-        self.heads * self.d
-    }
-
     fn scale(&self) -> f32 {
         (1.0 / (self.d as f64).sqrt()) as f32
     }
 
-    /// Calls `task` with the offset of the first frame's numbers of every pixel and head.
-    fn for_each_head(&self, cpu: &Cpu, task: impl Fn(usize) + Sync + Send) {
+    /// Numbers from one frame of a pixel to the next.
+    fn frame_step(&self) -> usize {
+        self.n * self.heads * self.d
+    }
+
+    /// `rows` packed rows, as numbers.
+    fn packed(&self, rows: usize) -> usize {
+        rows * tile::padded(self.d)
+    }
+
+    fn tasks(&self) -> usize {
+        self.videos * self.n.div_ceil(PIXELS)
+    }
+
+    /// Offsets of the first frame's numbers of every pixel and head of a task.
+    fn heads_of(self, task: usize) -> impl Iterator<Item = usize> {
         let each = self.n.div_ceil(PIXELS);
-        cpu.for_each(self.videos * each, |i| {
-            let (video, first) = (i / each, i % each * PIXELS);
-            for pixel in first..self.n.min(first + PIXELS) {
-                for head in 0..self.heads {
-                    task((video * self.frames * self.n + pixel) * self.c() + head * self.d);
-                }
-            }
-        });
+        let (video, first) = (task / each, task % each * PIXELS);
+        let pixels = first..self.n.min(first + PIXELS);
+        let offset = move |pixel, head| ((video * self.frames * self.n + pixel) * self.heads + head) * self.d;
+        pixels.flat_map(move |pixel| (0..self.heads).map(move |head| offset(pixel, head)))
     }
 
-    fn at(&self, first: usize, frame: usize) -> usize {
-        first + frame * self.n * self.c()
+    /// Frame `frame` of the pixel and head at `first`.
+    fn row<'a>(&self, x: &'a [f32], first: usize, frame: usize) -> &'a [f32] {
+        &x[first + frame * self.frame_step()..][..self.d]
     }
 
-    fn load(&self, x: &[f32], first: usize) -> Vec<f32> {
-        (0..self.frames).flat_map(|f| &x[self.at(first, f)..][..self.d]).copied().collect()
+    /// The frames as rows of a left factor, where they are.
+    fn rows<'a>(&self, x: &'a [f32], first: usize) -> Left<'a> {
+        Left { data: &x[first..], row_step: self.frame_step(), k_step: 1 }
     }
 
-    fn store(&self, out: &Scatter, x: &[f32], first: usize) {
-        for (f, x) in x.chunks_exact(self.d).enumerate() {
-            // SAFETY: a task has pixels of its own.
-            unsafe { out.run(self.at(first, f), self.d) }.copy_from_slice(x);
+    /// Writes packed rows, times `scale(row)`, from frame `frame` on.
+    ///
+    /// # Safety
+    /// No other thread may use this pixel.
+    unsafe fn store(&self, out: &Scatter, x: &[f32], first: usize, frame: usize, scale: impl Fn(usize) -> f32) {
+        for (i, x) in x.chunks_exact(tile::padded(self.d)).enumerate() {
+            // SAFETY: by contract.
+            let to = unsafe { out.run(first + (frame + i) * self.frame_step(), self.d) };
+            to.iter_mut().zip(x).for_each(|(to, x)| *to = scale(i) * x);
         }
     }
 }
 
-pub(super) fn forward(cpu: &Cpu, out: &mut [f32], inputs: [&[f32]; 3], dims: Dims) {
+pub(super) fn forward(cpu: &Cpu, out: &mut [f32], [q, k, v]: [&[f32]; 3], dims: Dims) {
     let out = Scatter::new(out);
-    dims.for_each_head(cpu, |first| {
-        let [q, k, v] = inputs.map(|x| dims.load(x, first));
-        let mut y = vec![0.0; q.len()];
-        head_forward(&mut y, &q, &k, &v, dims);
-        dims.store(&out, &y, first);
+    let (d, frames) = (dims.d, dims.frames);
+    cpu.for_each(dims.tasks(), |task| {
+        let mut queries = vec![0.0; d * QUERIES];
+        let mut scores = vec![0.0; frames * QUERIES];
+        let mut values = vec![0.0; dims.packed(frames)];
+        let mut sums = vec![0.0; dims.packed(QUERIES)];
+        for first in dims.heads_of(task) {
+            tile::pack_rows(&mut values, d, frames, 1.0, |f| dims.row(v, first, f));
+            for start in (0..frames).step_by(QUERIES) {
+                let rows = QUERIES.min(frames - start);
+                tile::pack_panel(&mut queries, rows, dims.scale(), |f| dims.row(q, first, start + f));
+                let inverse = attend(&mut sums, &mut scores, &queries, dims.rows(k, first), &values);
+                // SAFETY: a task has pixels of its own.
+                unsafe { dims.store(&out, &sums[..dims.packed(rows)], first, start, |i| inverse[i]) };
+            }
+        }
     });
 }
 
-pub(super) fn backward(cpu: &Cpu, outputs: [&mut [f32]; 3], inputs: [&[f32]; 4], dims: Dims) {
-    let outputs = outputs.map(Scatter::new);
-    dims.for_each_head(cpu, |first| {
-        let [q, k, v, dout] = inputs.map(|x| dims.load(x, first));
-        let mut grads = [vec![0.0; q.len()], vec![0.0; q.len()], vec![0.0; q.len()]];
-        head_backward(&mut grads, [&q, &k, &v, &dout], dims);
-        outputs.iter().zip(&grads).for_each(|(out, grad)| dims.store(out, grad, first));
+/// The sums of values, yet to be multiplied by what is returned.
+#[multiversion(targets("x86_64+avx2+fma+f16c"))]
+fn attend(sums: &mut [f32], scores: &mut [f32], queries: &[f32], keys: Left, values: &[f32]) -> [f32; QUERIES] {
+    #[inline(always)]
+    fn generic<L: Lanes>(
+        sums: &mut [f32],
+        scores: &mut [f32],
+        queries: &[f32],
+        keys: Left,
+        values: &[f32],
+    ) -> [f32; QUERIES] {
+        tile::scores::<L>(scores, keys, queries);
+        let inverse = tile::softmax::<L>(scores);
+        let p = Left { data: scores, row_step: 1, k_step: QUERIES };
+        tile::product::<L, false>(sums, p, values, sums.len() / QUERIES);
+        bytemuck::cast([inverse[0].array(), inverse[1].array()])
+    }
+    match_target! {
+        "x86_64+avx2+fma" => generic::<Avx2>(sums, scores, queries, keys, values),
+        _ => generic::<Portable>(sums, scores, queries, keys, values),
+    }
+}
+
+/// A pixel's head and a panel of its queries, packed in rows and side by side, with room for the gradients.
+struct Work {
+    key_rows: Vec<f32>,
+    query_rows: Vec<f32>,
+    query_side: Vec<f32>,
+    dout_rows: Vec<f32>,
+    dout_side: Vec<f32>,
+    p: Vec<f32>,
+    ds: Vec<f32>,
+    dq: Vec<f32>,
+    dk: Vec<f32>,
+    dv: Vec<f32>,
+}
+
+pub(super) fn backward(cpu: &Cpu, outputs: [&mut [f32]; 3], [q, k, v, dout]: [&[f32]; 4], dims: Dims) {
+    let [dq, dk, dv] = outputs.map(Scatter::new);
+    let (d, frames) = (dims.d, dims.frames);
+    cpu.for_each(dims.tasks(), |task| {
+        let zeros = |len| vec![0.0; len];
+        let mut work = Work {
+            key_rows: zeros(dims.packed(frames)),
+            query_rows: zeros(dims.packed(QUERIES)),
+            query_side: zeros(d * QUERIES),
+            dout_rows: zeros(dims.packed(QUERIES)),
+            dout_side: zeros(d * QUERIES),
+            p: zeros(frames * QUERIES),
+            ds: zeros(frames * QUERIES),
+            dq: zeros(dims.packed(QUERIES)),
+            dk: zeros(dims.packed(frames)),
+            dv: zeros(dims.packed(frames)),
+        };
+        for first in dims.heads_of(task) {
+            tile::pack_rows(&mut work.key_rows, d, frames, 1.0, |f| dims.row(k, first, f));
+            work.dk.fill(0.0);
+            work.dv.fill(0.0);
+            for start in (0..frames).step_by(QUERIES) {
+                let rows = QUERIES.min(frames - start);
+                let (query, dout) = (|f| dims.row(q, first, start + f), |f| dims.row(dout, first, start + f));
+                tile::pack_rows(&mut work.query_rows, d, rows, dims.scale(), query);
+                tile::pack_panel(&mut work.query_side, rows, dims.scale(), query);
+                tile::pack_rows(&mut work.dout_rows, d, rows, 1.0, dout);
+                tile::pack_panel(&mut work.dout_side, rows, 1.0, dout);
+                panel_backward(&mut work, dims.rows(k, first), dims.rows(v, first));
+                // SAFETY: a task has pixels of its own.
+                unsafe { dims.store(&dq, &work.dq[..dims.packed(rows)], first, start, |_| dims.scale()) };
+            }
+            // SAFETY: as above.
+            unsafe {
+                dims.store(&dk, &work.dk, first, 0, |_| 1.0);
+                dims.store(&dv, &work.dv, first, 0, |_| 1.0);
+            }
+        }
     });
 }
 
-type Scores = [[f32; MAX_FRAMES]; MAX_FRAMES];
-
-/// `scores[j][i] = sum_d x[j][d] y[i][d]`.
-#[inline(always)]
-fn products(x: &[f32], y: &[f32], d: usize) -> Scores {
-    let mut scores = [[0.0; MAX_FRAMES]; MAX_FRAMES];
-    for (x, scores) in x.chunks_exact(d).zip(&mut scores) {
-        for (y, score) in y.chunks_exact(d).zip(scores) {
-            *score = math::dot(x, y);
-        }
-    }
-    scores
-}
-
-/// Softmax down the first `keys` entries of every column, of `scale` times the scores.
-#[inline(always)]
-fn softmax(scores: &mut Scores, keys: usize, scale: f32) {
-    let mut max = [f32::NEG_INFINITY; MAX_FRAMES];
-    for row in &scores[..keys] {
-        for (max, &s) in max.iter_mut().zip(row) {
-            *max = if s > *max { s } else { *max };
-        }
-    }
-    let mut sum = [0.0; MAX_FRAMES];
-    for row in &mut scores[..keys] {
-        for ((s, max), sum) in row.iter_mut().zip(&max).zip(&mut sum) {
-            *s = math::exp(scale * (*s - max));
-            *sum += *s;
-        }
-    }
-    for row in &mut scores[..keys] {
-        row.iter_mut().zip(&sum).for_each(|(s, sum)| *s /= sum);
-    }
-}
-
-/// `out[i] = sum_j weights(i, j) x[j]`.
-#[inline(always)]
-fn combine(out: &mut [f32], x: &[f32], d: usize, weight: impl Fn(usize, usize) -> f32) {
-    for (i, out) in out.chunks_exact_mut(d).enumerate() {
-        out.fill(0.0);
-        for (j, x) in x.chunks_exact(d).enumerate() {
-            let w = weight(i, j);
-            out.iter_mut().zip(x).for_each(|(o, x)| *o = w.mul_add(*x, *o));
-        }
-    }
-}
-
+/// Adds to dk and dv; `dq` lacks the factor s.
 #[multiversion(targets("x86_64+avx2+fma+f16c"))]
-fn head_forward(out: &mut [f32], q: &[f32], k: &[f32], v: &[f32], dims: Dims) {
-    let mut p = products(k, q, dims.d);
-    softmax(&mut p, dims.frames, dims.scale());
-    combine(out, v, dims.d, |i, j| p[j][i]);
-}
-
-#[multiversion(targets("x86_64+avx2+fma+f16c"))]
-fn head_backward(grads: &mut [Vec<f32>; 3], [q, k, v, dout]: [&[f32]; 4], dims: Dims) {
-    let Dims { frames, d, .. } = dims;
-    let [dq, dk, dv] = grads;
-    let mut p = products(k, q, d);
-    softmax(&mut p, frames, dims.scale());
-    combine(dv, dout, d, |j, i| p[j][i]);
-    let mut ds = products(v, dout, d);
-    let mut mean = [0.0; MAX_FRAMES];
-    for (p, dp) in p.iter().zip(&ds).take(frames) {
-        for ((mean, p), dp) in mean.iter_mut().zip(p).zip(dp) {
-            *mean = p.mul_add(*dp, *mean);
-        }
+fn panel_backward(work: &mut Work, keys: Left, values: Left) {
+    #[inline(always)]
+    fn generic<L: Lanes>(work: &mut Work, keys: Left, values: Left) {
+        let step = work.dq.len() / QUERIES;
+        tile::scores::<L>(&mut work.p, keys, &work.query_side);
+        let inverse = tile::softmax::<L>(&mut work.p);
+        tile::scale(&mut work.p, inverse);
+        tile::add_transposed::<L>(&mut work.dv, &work.p, &work.dout_rows, step);
+        tile::scores::<L>(&mut work.ds, values, &work.dout_side);
+        tile::softmax_backward::<L>(&mut work.ds, &work.p);
+        tile::add_transposed::<L>(&mut work.dk, &work.ds, &work.query_rows, step);
+        let ds = Left { data: &work.ds, row_step: 1, k_step: QUERIES };
+        tile::product::<L, false>(&mut work.dq, ds, &work.key_rows, step);
     }
-    for (p, ds) in p.iter().zip(&mut ds).take(frames) {
-        for ((ds, p), mean) in ds.iter_mut().zip(p).zip(&mean) {
-            *ds = dims.scale() * p * (*ds - mean);
-        }
+    match_target! {
+        "x86_64+avx2+fma" => generic::<Avx2>(work, keys, values),
+        _ => generic::<Portable>(work, keys, values),
     }
-    combine(dq, k, d, |i, j| ds[j][i]);
-    combine(dk, q, d, |j, i| ds[j][i]);
 }
