@@ -1,5 +1,6 @@
 //! CustomTTT: motion and appearance customised video generation via test-time training.
 
+pub mod cli;
 pub mod data;
 pub mod device;
 pub mod diffusion;
