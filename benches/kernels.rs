@@ -3,14 +3,16 @@
 //!
 //! FILTER is a part of a name, `--only` beginnings of names. Weights are f16 unless `--f32`. Names:
 //! `gemm_<M>x<N>x<K>`, `conv_<H>x<W>x<Cin>x<Cout>` (size of the output; `_s2` is stride 2), with `_backward`
-//! for their input gradients, and `<operation> <case>` for the rest.
+//! for their input gradients, `pack_<shape>`, `merge_<shape>` (of a LoRA of rank 32), and `<operation> <case>` for the rest.
 
-use std::time::{Duration, Instant};
+mod harness;
+
+use harness::Args;
 
 use customttt::ops::conv2d::{self, Conv};
 use customttt::ops::spec::OpSpec;
 use customttt::ops::{self, check, linear};
-use customttt::{DType, Device, Error, HostData, Philox, Result, Tape, Tensor, Var, Weight};
+use customttt::{Device, Error, HostData, Philox, Result, Tape, Tensor, Var, Weight};
 
 const GEMMS: &[[usize; 3]] = &[
     [1024, 2560, 320],
@@ -66,96 +68,6 @@ const CONVS: &[[usize; 4]] = &[
     [4, 2560, 1280, 1],
 ];
 
-struct Args {
-    filter: String,
-    only: Vec<String>,
-    json: bool,
-    threads: Option<usize>,
-    dtype: DType,
-    budget: Duration,
-}
-
-impl Args {
-    fn parse() -> Option<Self> {
-        let mut args = Args {
-            filter: String::new(),
-            only: Vec::new(),
-            json: false,
-            threads: None,
-            dtype: DType::F16,
-            budget: Duration::from_secs(1),
-        };
-        let mut words = std::env::args().skip(1);
-        while let Some(word) = words.next() {
-            match word.as_str() {
-                "--bench" => {}
-                "--json" => args.json = true,
-                "--f32" => args.dtype = DType::F32,
-                "--only" => args.only = words.next()?.split(',').map(String::from).collect(),
-                "--threads" => args.threads = Some(words.next()?.parse().ok()?),
-                "--seconds" => args.budget = Duration::try_from_secs_f64(words.next()?.parse().ok()?).ok()?,
-                flag if flag.starts_with('-') => return None,
-                part => args.filter = part.into(),
-            }
-        }
-        Some(args)
-    }
-
-    fn wants(&self, name: &str) -> bool {
-        let listed = self.only.is_empty() || self.only.iter().any(|o| name.starts_with(o.as_str()));
-        listed && name.contains(&self.filter)
-    }
-
-    /// Repeats `work` for the time budget, at least three times, and prints one line.
-    fn measure(&self, name: &str, flops: u64, bytes: u64, mut work: impl FnMut() -> Result<()>) -> Result<()> {
-        work()?;
-        let begin = Instant::now();
-        let (mut seconds, mut cpu) = (Vec::new(), Vec::new());
-        while seconds.len() < 3 || begin.elapsed() < self.budget {
-            let (start, cpu_start) = (Instant::now(), cpu_seconds());
-            work()?;
-            seconds.push(start.elapsed().as_secs_f64());
-            cpu.push(cpu_seconds() - cpu_start);
-        }
-        seconds.sort_by(f64::total_cmp);
-        cpu.sort_by(f64::total_cmp);
-        let cpu = cpu[cpu.len() / 2];
-        let (min, median, max) = (seconds[0], seconds[seconds.len() / 2], seconds[seconds.len() - 1]);
-        let threads = self.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()));
-        let (gflops, rate) = (flops as f64 / median * 1e-9, bytes as f64 / median * 1e-9);
-        if self.json {
-            let seconds = serde_json::json!({"min": min, "median": median, "max": max});
-            let line = serde_json::json!({"name": name, "seconds": seconds, "cpu_seconds": cpu, "gflops": gflops, "gb_per_s": rate, "threads": threads});
-            println!("{line}");
-        } else {
-            let rates = [min, median, cpu].map(|s| flops as f64 / s * 1e-9);
-            let [min, median, cpu] = [min, median, cpu].map(|s| s * 1e3);
-            println!(
-                "{name:40} ms: min {min:8.3} median {median:8.3} cpu {cpu:8.3}  GFLOP/s: {:6.1} {:6.1} {:6.1}  {rate:5.1} GB/s",
-                rates[0], rates[1], rates[2]
-            );
-        }
-        Ok(())
-    }
-}
-
-/// Processor time of all threads.
-fn cpu_seconds() -> f64 {
-    #[repr(C)]
-    struct Time {
-        seconds: i64,
-        nanoseconds: i64,
-    }
-    unsafe extern "C" {
-        fn clock_gettime(clock: i32, time: *mut Time) -> i32;
-    }
-    const CLOCK_PROCESS_CPUTIME_ID: i32 = 2;
-    let mut time = Time { seconds: 0, nanoseconds: 0 };
-    // SAFETY: `time` has the layout of the C library's `timespec` on 64-bit Linux.
-    unsafe { clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &mut time) };
-    time.seconds as f64 + time.nanoseconds as f64 * 1e-9
-}
-
 fn tensor(device: &Device, stream: u32, shape: &[usize], scale: f32) -> Result<Tensor> {
     let mut x = Philox::new(1, stream).normal_vec(0, shape.iter().product());
     x.iter_mut().for_each(|v| *v *= scale);
@@ -209,6 +121,30 @@ fn conv(args: &Args, device: &Device, [size, c, n, stride]: [usize; 4]) -> Resul
     Ok(())
 }
 
+/// Packing and merging of a weight, bytes read and written.
+fn pack(args: &Args, device: &Device, shape: &[usize]) -> Result<()> {
+    let dims: Vec<_> = shape.iter().map(usize::to_string).collect();
+    let (name, merge) = (format!("pack_{}", dims.join("x")), format!("merge_{}", dims.join("x")));
+    if !args.wants(&name) && !args.wants(&merge) {
+        return Ok(());
+    }
+    let x = tensor(device, 2, shape, 1.0)?.to_vec();
+    let data = HostData::from(x);
+    let data = data.to_dtype(args.dtype);
+    let (n, k, r) = (shape[0], shape[1..].iter().product(), 32);
+    if args.wants(&name) {
+        let bytes = 2 * n * k * args.dtype.size();
+        args.measure(&name, 0, bytes as u64, || Weight::new(device, shape, &data).map(drop))?;
+    }
+    if args.wants(&merge) {
+        let w = Weight::new(device, shape, &data)?;
+        let (down, up) = (tensor(device, 3, &[r, k], 1.0)?, tensor(device, 4, &[n, r], 1.0)?);
+        let (flops, bytes) = (2 * n * k * r, n * k * (4 + args.dtype.size()));
+        args.measure(&merge, flops as u64, bytes as u64, || w.merged(&down, &up, 1.0).map(drop))?;
+    }
+    Ok(())
+}
+
 /// The forward pass of every real case, weight packing included where the operation's operands are tensors.
 fn spec(args: &Args, device: &Device, spec: &dyn OpSpec) -> Result<()> {
     for case in spec.real_cases() {
@@ -237,6 +173,9 @@ fn main() -> Result<()> {
     device.run(|| {
         GEMMS.iter().try_for_each(|&shape| gemm(&args, &device, shape))?;
         CONVS.iter().try_for_each(|&shape| conv(&args, &device, shape))?;
+        pack(&args, &device, &[1280, 1280])?;
+        pack(&args, &device, &[10240, 1280])?;
+        pack(&args, &device, &[1280, 1280, 3, 3])?;
         ops::ALL.iter().try_for_each(|&op| spec(&args, &device, op))
     })
 }

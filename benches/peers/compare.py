@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Compares `cargo bench --bench step` with PyTorch on this machine, interleaved, and prints ours / torch.
+"""Compares `cargo bench` with PyTorch on this machine, interleaved, and prints ours / torch.
 
 Each round runs every item once with either program, one right after the other, and the next round swaps who goes first,
 so that a slow spell of the machine falls on both. A ratio below 1 means that ours is faster. Items are the names that
@@ -42,7 +42,8 @@ def records(text: str) -> dict[str, float]:
 
 
 def run_ours(group: str, args) -> dict[str, float]:
-    command = ["cargo", "bench", "--quiet", "--bench", "step", "--", "--json", "--only", group]
+    bench = "step" if group.startswith(NETWORKS) else "kernels"
+    command = ["cargo", "bench", "--quiet", "--bench", bench, "--", "--json", "--only", group]
     if args.threads:
         command += ["--threads", str(args.threads)]
     return records(output_of(command, "our benchmark", HERE.parent.parent))
