@@ -28,13 +28,16 @@ const TAPS: usize = 9;
 const WIDTH: usize = 8;
 type Lane = [f32; WIDTH];
 
-/// Most tiles of a task, and most features of a block: the transformed block stays in the second-level cache.
+/// Most tiles of a task.
 const TILES: usize = 64;
-const DEPTH: usize = 64;
+/// Most numbers of each part of a transformed block: all parts stay in the second-level cache.
+const BLOCK: usize = 4096;
+/// Most features of a block.
+const MAX_DEPTH: usize = 160;
 /// Most panels of a task.
 const PANELS: usize = 10;
 /// Tasks to aim at where there is enough to do.
-const TASKS: usize = 16;
+const TASKS: usize = 8;
 /// Below this number of tiles, transforming the filter costs more than it saves.
 const MIN_TILES: usize = 12;
 
@@ -106,36 +109,41 @@ pub(super) fn run(
     let panels = columns.div_ceil(LANES);
     let panel_step = even(panels, (panels * tile_blocks / TASKS).clamp(1, PANELS), 1);
     let panel_blocks = panels.div_ceil(panel_step);
-    let depth_step = even(depth, DEPTH, LANES);
+    let depth_step = even(depth, (BLOCK / tile_step).min(MAX_DEPTH), LANES);
     let out = Output::new(out);
     cpu.for_each(tile_blocks * panel_blocks, |task| {
         let (first_tile, first_panel) = (task / panel_blocks * tile_step, task % panel_blocks * panel_step);
         let count = tile_step.min(tiling.count() - first_tile);
         let run = first_panel..panels.min(first_panel + panel_step);
-        let zeros = [0.0; DEPTH + LANES];
-        let mut inputs = cpu.alloc(PARTS * count * depth_step);
-        let mut taps = cpu.alloc(TAPS * depth_step * LANES);
-        let mut filter = cpu.alloc(PARTS * depth_step * LANES);
-        let mut sums = cpu.alloc(run.len() * PARTS * count * LANES); // (panel, part, tile, lane)
+        let mut taps = [0.0; TAPS * LANES * LANES];
+        let zeros = [0.0; MAX_DEPTH];
+        let sums_part = apart(count * LANES);
+        let mut inputs = cpu.alloc(PARTS * apart(count * depth_step));
+        let mut filter = cpu.alloc(PARTS * apart(depth_step * LANES));
+        let mut sums = cpu.alloc(run.len() * PARTS * sums_part); // (panel, part, tile, lane)
         sums.fill(0.0);
         let mut pairs = Vec::with_capacity(count);
         for first in (0..depth).step_by(depth_step) {
             let size = depth_step.min(depth - first);
-            let inputs = &mut inputs[..PARTS * count * size]; // (part, tile, feature)
+            let inputs_part = apart(count * size); // (part, tile, feature)
             for tile in 0..count {
                 let pixel = |s: Option<usize>| s.map_or(&zeros[..size], |row| &x[row * depth + first..][..size]);
-                transform_input(inputs, count * size, tile * size, tiling.sources(first_tile + tile).map(pixel));
+                let pixels = tiling.sources(first_tile + tile).map(pixel);
+                transform_input(&mut inputs, inputs_part, tile * size, pixels);
             }
-            let block = size * LANES;
-            let (taps, filter) = (&mut taps[..TAPS * block], &mut filter[..PARTS * block]);
-            for panel in run.clone() {
-                taps.chunks_mut(block).enumerate().for_each(|(tap, out)| load(panel, tap, first, out));
-                transform_filter(filter, taps);
-                let sums = &mut sums[(panel - run.start) * PARTS * count * LANES..][..PARTS * count * LANES];
-                let each = inputs.chunks(count * size).zip(filter.chunks(block)).zip(sums.chunks_mut(count * LANES));
-                for ((inputs, block), sums) in each {
-                    pairs.clear();
-                    pairs.extend((0..count).map(|t| Pair { to: t * LANES, from: t * size }));
+            pairs.clear();
+            pairs.extend((0..count).map(|t| Pair { to: t * LANES, from: t * size }));
+            let filter_part = apart(size * LANES); // (part, feature, lane)
+            for (panel, sums) in run.clone().zip(sums.chunks_mut(PARTS * sums_part)) {
+                for at in (0..size).step_by(LANES) {
+                    let each = LANES * LANES.min(size - at);
+                    let taps = &mut taps[..TAPS * each];
+                    taps.chunks_mut(each).enumerate().for_each(|(tap, out)| load(panel, tap, first + at, out));
+                    transform_filter(&mut filter, filter_part, at * LANES, taps);
+                }
+                for (part, sums) in sums.chunks_mut(sums_part).enumerate() {
+                    let (inputs, block) =
+                        (&inputs[part * inputs_part..], &filter[part * filter_part..][..size * LANES]);
                     let sums = Output::new(sums);
                     for pairs in tiles(&pairs) {
                         // SAFETY: the sums are this task's own.
@@ -144,12 +152,12 @@ pub(super) fn run(
                 }
             }
         }
-        for (panel, sums) in run.clone().zip(sums.chunks(PARTS * count * LANES)) {
+        for (panel, sums) in run.clone().zip(sums.chunks(PARTS * sums_part)) {
             let first = panel * LANES;
             let width = LANES.min(columns - first);
             for tile in 0..count {
                 let mut result = [0.0; 4 * LANES];
-                transform_output(&mut result, sums, count * LANES, tile * LANES);
+                transform_output(&mut result, sums, sums_part, tile * LANES);
                 for (target, result) in tiling.targets(first_tile + tile).into_iter().zip(result.chunks(LANES)) {
                     let Some(row) = target else { continue };
                     // SAFETY: tasks differ in their tiles or panels.
@@ -162,58 +170,96 @@ pub(super) fn run(
     });
 }
 
+/// A distance of at least `size` numbers between parts: an odd number of cache lines, since the sixteen parts
+/// of a tile would else compete for the same places in the cache.
+fn apart(size: usize) -> usize {
+    size.div_ceil(16) * 16 + if size.div_ceil(16).is_multiple_of(2) { 16 } else { 0 }
+}
+
+// The lanes are written as loops: closures would not inherit the instruction set of their caller.
+
 #[inline(always)]
 fn lane(x: &[f32], at: usize) -> Lane {
     x[at..at + WIDTH].try_into().expect("a lane should have its width")
 }
 
 #[inline(always)]
-fn add(a: Lane, b: Lane) -> Lane {
-    std::array::from_fn(|i| a[i] + b[i])
+fn put(out: &mut [f32], at: usize, x: Lane) {
+    out[at..at + WIDTH].copy_from_slice(&x);
 }
 
 #[inline(always)]
-fn sub(a: Lane, b: Lane) -> Lane {
-    std::array::from_fn(|i| a[i] - b[i])
+fn add(mut a: Lane, b: Lane) -> Lane {
+    for i in 0..WIDTH {
+        a[i] += b[i];
+    }
+    a
 }
 
 #[inline(always)]
-fn half(a: Lane) -> Lane {
-    a.map(|v| 0.5 * v)
+fn sub(mut a: Lane, b: Lane) -> Lane {
+    for i in 0..WIDTH {
+        a[i] -= b[i];
+    }
+    a
+}
+
+#[inline(always)]
+fn half(mut a: Lane) -> Lane {
+    for a in &mut a {
+        *a *= 0.5;
+    }
+    a
+}
+
+#[inline(always)]
+fn times_b([a, b, c, d]: [Lane; 4]) -> [Lane; 4] {
+    [sub(a, c), add(b, c), sub(c, b), sub(b, d)]
+}
+
+#[inline(always)]
+fn times_g([a, b, c]: [Lane; 3]) -> [Lane; 4] {
+    let (even, odd) = (half(add(a, c)), half(b));
+    [a, add(even, odd), sub(even, odd), c]
+}
+
+#[inline(always)]
+fn times_a([a, b, c, d]: [Lane; 4]) -> [Lane; 2] {
+    [add(add(a, b), c), sub(sub(b, c), d)]
 }
 
 /// B^T d B of a tile, over all channels; part p goes to `out[p * stride + at ..]`.
 #[multiversion(targets("x86_64+avx2+fma+f16c"))]
 fn transform_input(out: &mut [f32], stride: usize, at: usize, pixels: [&[f32]; PARTS]) {
-    #[inline(always)]
-    fn bt([a, b, c, d]: [Lane; 4]) -> [Lane; 4] {
-        [sub(a, c), add(b, c), sub(c, b), sub(b, d)]
-    }
     for c in (0..pixels[0].len()).step_by(WIDTH) {
-        let rows: [[Lane; 4]; 4] = std::array::from_fn(|i| bt(std::array::from_fn(|j| lane(pixels[4 * i + j], c))));
+        let mut rows = [[[0.0; WIDTH]; 4]; 4];
+        for i in 0..4 {
+            let d = [lane(pixels[4 * i], c), lane(pixels[4 * i + 1], c), lane(pixels[4 * i + 2], c)];
+            rows[i] = times_b([d[0], d[1], d[2], lane(pixels[4 * i + 3], c)]);
+        }
         for j in 0..4 {
-            for (i, value) in bt(std::array::from_fn(|i| rows[i][j])).iter().enumerate() {
-                out[(4 * i + j) * stride + at + c..][..WIDTH].copy_from_slice(value);
+            let column = times_b([rows[0][j], rows[1][j], rows[2][j], rows[3][j]]);
+            for i in 0..4 {
+                put(out, (4 * i + j) * stride + at + c, column[i]);
             }
         }
     }
 }
 
-/// G g G^T of every weight: `taps` (9, count), `out` (16, count).
+/// G g G^T of every weight: `taps` (9, count); part p goes to `out[p * stride + at ..]`.
 #[multiversion(targets("x86_64+avx2+fma+f16c"))]
-fn transform_filter(out: &mut [f32], taps: &[f32]) {
-    #[inline(always)]
-    fn g([a, b, c]: [Lane; 3]) -> [Lane; 4] {
-        let (even, odd) = (half(add(a, c)), half(b));
-        [a, add(even, odd), sub(even, odd), c]
-    }
+fn transform_filter(out: &mut [f32], stride: usize, at: usize, taps: &[f32]) {
     let count = taps.len() / TAPS;
     for k in (0..count).step_by(WIDTH) {
-        let rows: [[Lane; 4]; 3] =
-            std::array::from_fn(|i| g(std::array::from_fn(|j| lane(taps, (3 * i + j) * count + k))));
+        let mut rows = [[[0.0; WIDTH]; 4]; 3];
+        for i in 0..3 {
+            let tap = 3 * i * count + k;
+            rows[i] = times_g([lane(taps, tap), lane(taps, tap + count), lane(taps, tap + 2 * count)]);
+        }
         for j in 0..4 {
-            for (i, value) in g(std::array::from_fn(|i| rows[i][j])).iter().enumerate() {
-                out[(4 * i + j) * count + k..][..WIDTH].copy_from_slice(value);
+            let column = times_g([rows[0][j], rows[1][j], rows[2][j]]);
+            for i in 0..4 {
+                put(out, (4 * i + j) * stride + at + k, column[i]);
             }
         }
     }
@@ -222,16 +268,16 @@ fn transform_filter(out: &mut [f32], taps: &[f32]) {
 /// A^T m A of a tile's panel: `out` (2, 2, LANES); part p is at `sums[p * stride + at ..]`.
 #[multiversion(targets("x86_64+avx2+fma+f16c"))]
 fn transform_output(out: &mut [f32; 4 * LANES], sums: &[f32], stride: usize, at: usize) {
-    #[inline(always)]
-    fn a([a, b, c, d]: [Lane; 4]) -> [Lane; 2] {
-        [add(add(a, b), c), sub(sub(b, c), d)]
-    }
     for k in (0..LANES).step_by(WIDTH) {
-        let rows: [[Lane; 2]; 4] =
-            std::array::from_fn(|i| a(std::array::from_fn(|j| lane(sums, (4 * i + j) * stride + at + k))));
+        let mut rows = [[[0.0; WIDTH]; 2]; 4];
+        for i in 0..4 {
+            let m = |j: usize| (4 * i + j) * stride + at + k;
+            rows[i] = times_a([lane(sums, m(0)), lane(sums, m(1)), lane(sums, m(2)), lane(sums, m(3))]);
+        }
         for j in 0..2 {
-            for (i, value) in a(std::array::from_fn(|i| rows[i][j])).iter().enumerate() {
-                out[(2 * i + j) * LANES + k..][..WIDTH].copy_from_slice(value);
+            let column = times_a([rows[0][j], rows[1][j], rows[2][j], rows[3][j]]);
+            for i in 0..2 {
+                put(out, (2 * i + j) * LANES + k, column[i]);
             }
         }
     }
