@@ -161,7 +161,7 @@ impl Plan {
     /// Most panels of a task.
     const PANELS: usize = 20;
     /// Most features of a block: the widened block and six rows stay in the first-level cache.
-    const DEPTH: usize = 256;
+    const DEPTH: usize = 320;
     /// Tasks to aim at where there is enough to do.
     const TASKS: usize = 16;
 
