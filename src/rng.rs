@@ -43,6 +43,13 @@ impl Philox {
         unit(self.word(step, index))
     }
 
+    /// Numbers `4 block ..` of `step` in the open interval (0, 1): four of [`Philox::uniform`].
+    #[inline(always)]
+    pub fn uniforms(&self, step: u32, block: u64) -> [f32; 4] {
+        let [a, b, c, d] = self.words(step, block);
+        [unit(a), unit(b), unit(c), unit(d)]
+    }
+
     /// Fills `out` with standard normals number `first ..` of `step`; `first` must be a multiple of four.
     pub fn normals(&self, step: u32, first: u64, out: &mut [f32]) {
         assert!(first.is_multiple_of(4), "normals should start at a multiple of four, not {first}");
