@@ -13,6 +13,16 @@ pub(super) const LANES: usize = 16;
 /// Most rows that one call of [`Micro::accumulate`] works on.
 pub(super) const ROWS: usize = 6;
 
+/// Most products that are added up before the sum goes to the output. Rounding errors grow with the length of
+/// a chain of additions, so a long row is added in parts.
+const CHAIN: usize = 160;
+
+/// The length, at most [`CHAIN`], of equal parts of a row.
+#[inline]
+fn chain(len: usize) -> usize {
+    len.div_ceil(len.div_ceil(CHAIN).max(1)).max(1)
+}
+
 /// An output that several tasks write, each its own rows and columns.
 #[derive(Clone, Copy)]
 pub(super) struct Output<'a> {
@@ -151,14 +161,17 @@ fn square_mut<T>(x: &mut [T]) -> &mut Square<T> {
 }
 
 mod portable {
-    use super::{LANES, Square};
+    use super::{LANES, Square, chain};
 
     pub(super) fn row(out: &mut [f32], x: &[f32], block: &[f32]) {
-        let mut sum = [0.0; LANES];
-        for (&x, w) in x.iter().zip(block.chunks_exact(LANES)) {
-            sum.iter_mut().zip(w).for_each(|(s, w)| *s += x * w);
+        let step = chain(x.len());
+        for (x, block) in x.chunks(step).zip(block.chunks(step * LANES)) {
+            let mut sum = [0.0; LANES];
+            for (&x, w) in x.iter().zip(block.chunks_exact(LANES)) {
+                sum.iter_mut().zip(w).for_each(|(s, w)| *s += x * w);
+            }
+            out.iter_mut().zip(sum).for_each(|(o, s)| *o += s);
         }
-        out.iter_mut().zip(sum).for_each(|(o, s)| *o += s);
     }
 
     pub(super) fn transpose<T: Copy>(out: &mut Square<f32>, x: &Square<T>, widen: impl Fn(T) -> f32) {
@@ -174,7 +187,7 @@ mod avx2 {
 
     use half::f16;
 
-    use super::{LANES, Pair, Square};
+    use super::{LANES, Pair, Square, chain};
 
     /// # Safety
     /// Needs AVX2 and FMA; every pair must allow `LANES` elements of `out` and `len` of `x`, `block` must
@@ -192,26 +205,32 @@ mod avx2 {
             // SAFETY: within `x`, by contract.
             *from = unsafe { x.add(pair.from) };
         }
-        let mut sum = [[_mm256_setzero_ps(); 2]; R];
-        for k in 0..len {
-            // SAFETY: k < len, within `block` and every row, by contract.
-            unsafe {
-                let low = _mm256_loadu_ps(block.add(k * LANES));
-                let high = _mm256_loadu_ps(block.add(k * LANES + 8));
-                for r in 0..R {
-                    let a = _mm256_broadcast_ss(&*from[r].add(k));
-                    sum[r][0] = _mm256_fmadd_ps(a, low, sum[r][0]);
-                    sum[r][1] = _mm256_fmadd_ps(a, high, sum[r][1]);
+        let step = chain(len);
+        let mut start = 0;
+        while start < len {
+            let end = len.min(start + step);
+            let mut sum = [[_mm256_setzero_ps(); 2]; R];
+            for k in start..end {
+                // SAFETY: k < len, within `block` and every row, by contract.
+                unsafe {
+                    let low = _mm256_loadu_ps(block.add(k * LANES));
+                    let high = _mm256_loadu_ps(block.add(k * LANES + 8));
+                    for r in 0..R {
+                        let a = _mm256_broadcast_ss(&*from[r].add(k));
+                        sum[r][0] = _mm256_fmadd_ps(a, low, sum[r][0]);
+                        sum[r][1] = _mm256_fmadd_ps(a, high, sum[r][1]);
+                    }
                 }
             }
-        }
-        for (sum, pair) in sum.iter().zip(pairs) {
-            // SAFETY: `LANES` elements are within `out`, by contract.
-            unsafe {
-                let to = out.add(pair.to);
-                _mm256_storeu_ps(to, _mm256_add_ps(_mm256_loadu_ps(to), sum[0]));
-                _mm256_storeu_ps(to.add(8), _mm256_add_ps(_mm256_loadu_ps(to.add(8)), sum[1]));
+            for (sum, pair) in sum.iter().zip(pairs) {
+                // SAFETY: `LANES` elements are within `out`, by contract.
+                unsafe {
+                    let to = out.add(pair.to);
+                    _mm256_storeu_ps(to, _mm256_add_ps(_mm256_loadu_ps(to), sum[0]));
+                    _mm256_storeu_ps(to.add(8), _mm256_add_ps(_mm256_loadu_ps(to.add(8)), sum[1]));
+                }
             }
+            start = end;
         }
     }
 
@@ -310,8 +329,8 @@ mod tests {
 
     #[test]
     fn accumulates_every_number_of_rows() {
-        let (len, columns) = (21, 40);
-        let x = Philox::new(1, 2).normal_vec(0, 300);
+        let (len, columns) = (2 * CHAIN + 3, 40);
+        let x = Philox::new(1, 2).normal_vec(0, 600);
         let block = Philox::new(1, 3).normal_vec(0, len * LANES);
         for (micro, rows) in all().into_iter().flat_map(|m| (0..=ROWS).map(move |r| (m, r))) {
             let mut out = vec![1.0; ROWS * columns];
@@ -323,7 +342,7 @@ mod tests {
                 let inside = row < rows && lane < LANES;
                 let term = |k: usize| f64::from(x[row * 31 + 5 + k]) * f64::from(block[k * LANES + lane]);
                 let want = 1.0 + if inside { (0..len).map(term).sum::<f64>() } else { 0.0 };
-                assert!((f64::from(got) - want).abs() < 1e-5, "{micro:?}, {rows} rows, element {i}");
+                assert!((f64::from(got) - want).abs() < 1e-4, "{micro:?}, {rows} rows, element {i}");
             }
         }
     }
