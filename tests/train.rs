@@ -227,9 +227,10 @@ fn sampling_matches_pytorch() -> Result<()> {
     let guidance = Guidance::new(&f.tensor(&device, "context")?, &f.tensor(&device, "context_uncond")?, 9.0)?;
     for steps in [5, 25] {
         let config = SampleConfig { steps, stop_after: None, motion: Motion::Auto };
-        let go_on = &mut |_| ControlFlow::Continue(());
         let start = f.rows(&device, "latents")?;
-        let end = sample(&unet, &Schedule::default(), &start, &guidance, config, &Changes::none(), go_on)?;
+        let end = sample(&unet, &Schedule::default(), &start, &guidance, config, &Changes::none(), &mut |_| {
+            ControlFlow::Continue(())
+        })?;
         let error = distance_rows(&end, f.get(&format!("n{steps}.final")));
         assert!(error <= 1e-4, "{steps} steps: off by {error:e}");
     }

@@ -200,9 +200,10 @@ impl Job<'_> {
     fn sample(&mut self, engine: &Engine, video: &Video, noise: &Tensor, name: &str) -> Result<()> {
         let folder = self.folder.as_ref().map(|f| f.sample(name));
         let kept = folder.as_ref().map(|f| f.join("latents.safetensors"));
+        let state = self.folder.as_ref().map(|f| f.checkpoint(&name.replace('/', "_")));
         let latents = match &kept {
             Some(path) if path.exists() => sampling::read_latents(engine, path)?,
-            _ => sampling::latents(engine, self.config, video, noise, self.stop.as_ref(), &mut self.reporter)?,
+            _ => sampling::latents(self, engine, video, noise, state.as_deref())?,
         };
         if let Some(path) = self.config.path("sample.save_latents") {
             sampling::write_latents(&latents, &path)?;
@@ -212,6 +213,9 @@ impl Job<'_> {
         let (Some(folder), Some(kept)) = (folder, kept) else { return Ok(()) };
         if !kept.exists() {
             sampling::write_latents(&latents, &kept)?;
+            if let Some(state) = state.filter(|path| path.exists()) {
+                std::fs::remove_file(&state).map_err(Error::io(&state, "remove"))?;
+            }
         }
         let written = if sampling::params_path(&folder).exists() {
             sampling::files(&folder)

@@ -232,9 +232,12 @@ fn style(first: usize) -> ProgressStyle {
             _ => w.write_str(&clock::span(state.elapsed().mul_f64(rest as f64 / done as f64))),
         };
     };
-    ProgressStyle::with_template("{prefix:<10} {percent:>3}%|{bar:20}| {pos}/{len} [{elapsed}<{left}, {rate}] {msg}")
+    ProgressStyle::with_template("{prefix:<14} {percent:>3}%|{bar:20}| {pos}/{len} [{took}<{left}, {rate}] {msg}")
         .expect("the template should be valid")
         .with_key("rate", rate)
+        .with_key("took", |state: &ProgressState, w: &mut dyn std::fmt::Write| {
+            let _ = w.write_str(&clock::span(state.elapsed()));
+        })
         .with_key("left", left)
         .progress_chars("\u{2588}\u{2589}\u{258a}\u{258b}\u{258c}\u{258d}\u{258e}\u{258f} ")
 }

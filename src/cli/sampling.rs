@@ -8,12 +8,13 @@ use serde_json::{Value as Json, json};
 use super::config::Config;
 use super::draws::LatentSize;
 use super::engine::{Engine, Pictures};
+use super::job::Job;
 use super::layout;
 use super::progress::{Reporter, Tick};
 use super::run_folder::{prepare_output, write_text};
 use super::signals::Stop;
 use crate::data::{NamedTensors, TensorWriter};
-use crate::diffusion::{Guidance, SampleConfig, sample};
+use crate::diffusion::{Guidance, SampleConfig, SampleStep, sample_from};
 use crate::media;
 use crate::model::unet::Motion;
 use crate::nn::Changes;
@@ -42,31 +43,57 @@ pub fn noise(engine: &Engine, seed: u64, size: LatentSize) -> Result<Tensor> {
     Tensor::from_slice(&engine.device, shape, &numbers)
 }
 
-/// Samples the latents of a video from `noise`.
+/// Samples the latents of a video from `noise`. With a file for it, what a signal breaks off is kept there, and gone on
+/// from.
 ///
 /// # Errors
 /// Those of sampling; [`Error::Cancelled`] after a signal.
-pub fn latents(
-    engine: &Engine,
-    config: &Config,
-    video: &Video,
-    noise: &Tensor,
-    stop: Option<&Stop>,
-    reporter: &mut Reporter,
-) -> Result<Tensor> {
+pub fn latents(job: &mut Job, engine: &Engine, video: &Video, noise: &Tensor, state: Option<&Path>) -> Result<Tensor> {
+    let (config, stop, reporter) = (job.config, job.stop.as_ref(), &mut job.reporter);
     let steps = config.count("sample.steps");
     let guidance = Guidance::new(video.context, video.uncond, config.real("sample.cfg") as f32)?;
     let run = SampleConfig { steps, stop_after: None, motion: Motion::Auto };
-    reporter.stage_start(&video.name, steps, 0);
+    let (done, begin) = match state {
+        Some(path) if path.exists() => read_partial(engine, path)?,
+        _ => (0, noise.clone()),
+    };
+    reporter.stage_start(&video.name, steps, done);
+    let mut failure = None;
     let sampled = engine.device.run(|| {
-        sample(&engine.unet, &engine.schedule, noise, &guidance, run, video.changes, &mut |step| {
+        let observe = &mut |step: SampleStep| {
             reporter.step(&Tick { done: step.done, ..Tick::default() });
-            let stopped = stop.is_some_and(Stop::requested) && step.done < step.steps;
+            if step.done == step.steps {
+                return ControlFlow::Continue(());
+            }
+            let stopped = stop.is_some_and(Stop::requested);
+            if stopped && let Some(path) = state {
+                failure = write_partial(&step, path).err();
+            }
             if stopped { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        })
+        };
+        sample_from(&engine.unet, &engine.schedule, &begin, done, &guidance, run, video.changes, observe)
     });
     reporter.stage_end();
-    sampled
+    failure.map_or(sampled, Err)
+}
+
+fn write_partial(step: &SampleStep, path: &Path) -> Result<()> {
+    prepare_output(path)?;
+    let mut out = TensorWriter::new();
+    out.floats("latents", step.latents.shape(), step.latents.to_vec());
+    out.integers("step", [1], vec![step.done as i32]);
+    out.write(path)
+}
+
+/// Steps done, and what they made of the noise.
+fn read_partial(engine: &Engine, path: &Path) -> Result<(usize, Tensor)> {
+    let file = NamedTensors::open(path)?;
+    match (file.floats("latents")?, file.integers("step")?) {
+        (Some((shape, numbers)), Some((_, step))) if shape.len() == 4 && step.len() == 1 && step[0] >= 0 => {
+            Ok((step[0] as usize, Tensor::from_slice(&engine.device, shape, &numbers)?))
+        }
+        _ => Err(Error::input(path, "is no saved state of sampling")),
+    }
 }
 
 /// Writes latents (F, h, w, 4) as the tensor `latents` (1, 4, F, h, w).

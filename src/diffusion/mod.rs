@@ -3,5 +3,5 @@
 mod sample;
 mod schedule;
 
-pub use sample::{Guidance, SampleConfig, SampleStep, sample};
+pub use sample::{Guidance, SampleConfig, SampleStep, sample, sample_from};
 pub use schedule::{BetaSchedule, Schedule};

@@ -47,10 +47,12 @@ pub struct SampleConfig {
 
 /// Progress of sampling.
 #[derive(Clone, Copy, Debug)]
-pub struct SampleStep {
+pub struct SampleStep<'s> {
     /// Steps done.
     pub done: usize,
     pub steps: usize,
+    /// What those steps made of the noise: [`sample_from`] goes on from it.
+    pub latents: &'s Tensor,
 }
 
 /// Denoises `latents`, the noise of one video of as many frames as it has rows.
@@ -70,11 +72,29 @@ pub fn sample(
     changes: &Changes,
     observe: &mut dyn FnMut(SampleStep) -> ControlFlow<()>,
 ) -> Result<Tensor> {
+    sample_from(unet, schedule, latents, 0, guidance, config, changes, observe)
+}
+
+/// Goes on from `latents` after `done` steps, to the same bits as if there had been no break.
+///
+/// # Errors
+/// As [`sample`].
+#[expect(clippy::too_many_arguments, reason = "one more than sample")]
+pub fn sample_from(
+    unet: &UNet,
+    schedule: &Schedule,
+    latents: &Tensor,
+    done: usize,
+    guidance: &Guidance,
+    config: SampleConfig,
+    changes: &Changes,
+    observe: &mut dyn FnMut(SampleStep) -> ControlFlow<()>,
+) -> Result<Tensor> {
     let frames = latents.shape()[0];
     let times = Schedule::ddim_times(config.steps)?;
     let steps = config.stop_after.unwrap_or(config.steps).min(config.steps);
     let mut x = latents.clone();
-    for (i, &t) in times[..steps].iter().enumerate() {
+    for (i, &t) in times[..steps].iter().enumerate().skip(done) {
         let batch = if guidance.is_pair() { Tensor::stack_rows(&[&x, &x])? } else { x.clone() };
         let timesteps = [t as f32; 2];
         let condition = Condition {
@@ -96,7 +116,7 @@ pub fn sample(
             let stage = "sampling".to_string();
             return Err(Error::NonFinite { what: "latents", stage, step: i, tensor: None });
         }
-        if observe(SampleStep { done: i + 1, steps }).is_break() {
+        if observe(SampleStep { done: i + 1, steps, latents: &x }).is_break() {
             return Err(Error::Cancelled { stage: "sampling".into(), step: i + 1 });
         }
     }

@@ -9,7 +9,7 @@ use std::ops::ControlFlow;
 use super::step::{Example, Noised, Trainer, noise_like};
 use super::temporal::TemporalLoss;
 use super::{Observe, Stage, StageConfig, TrainState, streams};
-use crate::diffusion::{Guidance, SampleConfig, Schedule, sample};
+use crate::diffusion::{Guidance, SampleConfig, SampleStep, Schedule, sample};
 use crate::model::lora::Lora;
 use crate::model::unet::{Motion, UNet};
 use crate::nn::{Changes, Context};
@@ -181,7 +181,7 @@ impl Ttt<'_> {
             }
         };
         let teacher = &self.teachers[half as usize];
-        let go_on = &mut |_| ControlFlow::Continue(());
+        let go_on = &mut |_: SampleStep| ControlFlow::Continue(());
         sample(self.trainer.unet, self.schedule, &noise, &guidance, config, teacher, go_on)
     }
 

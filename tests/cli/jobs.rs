@@ -138,11 +138,11 @@ fn signal(child: &Child, name: &str) {
 fn a_stopped_run_goes_on_to_the_same_bits() {
     let dir = Dir::new();
     // Long enough to be stopped on the way.
-    let long = ["--spatial-steps", "40", "--temporal-steps", "20", "--ttt-steps", "4"];
+    let long = ["--spatial-steps", "40", "--temporal-steps", "20", "--ttt-steps", "4", "--steps", "12"];
     let (whole_run, parts) = (dir.path("whole"), dir.path("parts"));
     let strip = |all: Vec<String>| {
         let at = all.iter().position(|w| w == "--spatial-steps").unwrap();
-        [&all[..at], &all[at + 6..]].concat()
+        [&all[..at], &all[at + 8..]].concat()
     };
     succeed(&words(&strip(whole(&dir, "whole", &[]))).into_iter().chain(long).collect::<Vec<_>>());
     let first: Vec<String> = strip(whole(&dir, "parts", &[])).into_iter().chain(long.map(String::from)).collect();
@@ -153,12 +153,13 @@ fn a_stopped_run_goes_on_to_the_same_bits() {
     assert!(err(&output).contains("customttt resume"), "{}", err(&output));
     assert!(Path::new(&parts).join("checkpoints/spatial.safetensors").exists());
     assert!(!Path::new(&parts).join("loras/spatial.safetensors").exists());
-    for (stage, steps, name) in [("temporal", 2, "-TERM"), ("ttt", 1, "-INT")] {
+    for (stage, steps, name) in [("temporal", 2, "-TERM"), ("before_ttt", 2, "-INT"), ("ttt", 1, "-INT")] {
         let resume = ["resume", &parts].map(String::from);
         let child = start_until(&resume, &parts, stage, steps);
         signal(&child, name);
         let output = child.wait_with_output().unwrap();
         assert_eq!(output.status.code(), Some(75), "{stage}: {}", err(&output));
+        assert!(Path::new(&parts).join(format!("checkpoints/{stage}.safetensors")).exists(), "{stage}");
     }
     let result = json(&["resume", &parts, "--json"]);
     assert!(result["run"].as_str().unwrap().ends_with("parts"));
