@@ -3,6 +3,7 @@
 mod forward;
 mod jobs;
 mod mistakes;
+mod replay;
 
 use std::fs;
 use std::path::{Path, PathBuf};
