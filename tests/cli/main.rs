@@ -3,6 +3,7 @@
 mod forward;
 mod jobs;
 mod mistakes;
+mod readme;
 mod replay;
 
 use std::fs;
