@@ -114,6 +114,7 @@ pub static FLAGS: &[Flag] = &[
     flag("weight-decay", &["temporal.weight_decay"], TEMPORAL),
     flag("betas", &["temporal.betas"], TEMPORAL),
     flag("loss", &["temporal.loss"], TEMPORAL),
+    flag("joint-spatial", &["temporal.joint_spatial"], WHOLE | TEMPORAL),
     flag("init-lora", &["temporal.init_lora"], TEMPORAL),
     flag("lora-out", &["temporal.lora_out"], TEMPORAL),
     flag("draws", &["temporal.draws"], TEMPORAL),

@@ -99,22 +99,28 @@ pub fn initial(job: &mut Job, engine: &Engine, kind: Kind, draws: Option<&Draws>
             return Err(Error::model(path, format!("is not a {table} LoRA, or not only that")));
         }
         Some((lora, _)) => lora,
-        None => {
-            let parts = match config.text(&key("layers")) {
-                Some("attention") => vec![Part::Attn1, Part::Attn2],
-                Some("ff") => vec![Part::FeedForward],
-                Some("with-projections") => vec![Part::Attn1, Part::Attn2, Part::FeedForward, Part::Projection],
-                _ => vec![Part::Attn1, Part::Attn2, Part::FeedForward],
-            };
-            let targets = Targets { kind, blocks: config.blocks(&key("blocks")), parts };
-            let layers = targets.layers(&engine.unet).map_err(|e| renamed(e, config, &key("blocks")))?;
-            let stream = if kind == Kind::Spatial { streams::SPATIAL_INIT } else { streams::TEMPORAL_INIT };
-            let philox = Philox::new(config.seed(), stream);
-            Lora::init(&engine.device, &layers, config.count(&key("rank")), philox)?
-        }
+        None => fresh(config, engine, kind)?,
     };
     job.reporter.say(format!("{table} LoRA: {} parameters in {} layers", grouped(lora.count()), lora.pairs.len()));
     Ok(lora)
+}
+
+/// A LoRA that changes nothing yet, by the settings of its stage.
+///
+/// # Errors
+/// [`Error::Config`] for blocks that do not exist.
+pub fn fresh(config: &Config, engine: &Engine, kind: Kind) -> Result<Lora> {
+    let key = |name: &str| format!("{}.{name}", table(kind));
+    let parts = match config.text(&key("layers")) {
+        Some("attention") => vec![Part::Attn1, Part::Attn2],
+        Some("ff") => vec![Part::FeedForward],
+        Some("with-projections") => vec![Part::Attn1, Part::Attn2, Part::FeedForward, Part::Projection],
+        _ => vec![Part::Attn1, Part::Attn2, Part::FeedForward],
+    };
+    let targets = Targets { kind, blocks: config.blocks(&key("blocks")), parts };
+    let layers = targets.layers(&engine.unet).map_err(|e| renamed(e, config, &key("blocks")))?;
+    let stream = if kind == Kind::Spatial { streams::SPATIAL_INIT } else { streams::TEMPORAL_INIT };
+    Lora::init(&engine.device, &layers, config.count(&key("rank")), Philox::new(config.seed(), stream))
 }
 
 /// The library's error about a setting under the name that the user knows.

@@ -92,6 +92,7 @@ pub static SETTINGS: &[Setting] = &[
     set("temporal.weight_decay", DECAY, "0.1", "Weight decay of the temporal stage"),
     set("temporal.betas", Kind::Betas, "0.9,0.99", "Lion's betas of the temporal stage"),
     set("temporal.loss", LOSS, "debiased", "plain, or plain plus the appearance-debiased term"),
+    set("temporal.joint_spatial", Kind::Switch, "off", "Train a throw-away spatial LoRA alongside, as DiffDirector does, by the settings of the spatial stage"),
     unset("temporal.init_lora", Kind::Path, "LoRA to start the temporal stage from"),
     unset("temporal.lora_out", Kind::Path, "File for the trained temporal LoRA"),
     unset("temporal.draws", Kind::Path, "File of the random numbers to use in the temporal stage"),

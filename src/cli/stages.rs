@@ -8,13 +8,14 @@ use super::draws::{Draws, LatentSize};
 use super::engine::{Engine, Texts};
 use super::inputs::Prompts;
 use super::job::Job;
-use super::lesson::{Lesson, initial, table};
+use super::lesson::{Lesson, fresh, initial, table};
 use super::loras;
 use super::training::{Dump, Trained, Training};
 use crate::model::lora::{Kind, Lora};
 use crate::nn::Context;
 use crate::ops::lion::Lion;
 use crate::train::StageConfig;
+use crate::train::joint::{self, JointConfig};
 use crate::train::spatial::{self, SpatialData};
 use crate::train::temporal::{self, TemporalData, TemporalLoss};
 use crate::train::ttt::{self, Reference, TttConfig, TttData, TttDraws};
@@ -105,12 +106,26 @@ pub fn train(job: &mut Job, engine: &Engine, kind: Kind, latents: &Tensor, lesso
             let numbers = draws.map_or(Ok(Default::default()), |d| d.temporal(latents))?;
             let loss = loss(job.config.is("temporal.loss", "plain"));
             warn_of_unused(job, draws);
-            let mut frame = training(job, engine, table, table.into(), &stage, outputs.clone());
-            engine.device.run(|| {
-                frame.run(lora, |state, observe| {
-                    temporal::train(unet, base, schedule, data, loss, &stage, &numbers, state, observe)
-                })
-            })?
+            if job.config.on("temporal.joint_spatial") {
+                let spatial = fresh(job.config, engine, Kind::Spatial)?;
+                let both = Lora { pairs: [lora.pairs, spatial.pairs].concat() };
+                let spatial_lion = stage_config(job, "spatial", 1).lion;
+                let kept = outputs.iter().map(|(_, path)| (Some(kind), path.clone())).collect();
+                let mut frame = training(job, engine, table, table.into(), &stage, kept);
+                let joint = JointConfig { stage, loss, spatial_lion };
+                engine.device.run(|| {
+                    frame.run(both, |state, observe| {
+                        joint::train(unet, base, schedule, data, &joint, &numbers, state, observe)
+                    })
+                })?
+            } else {
+                let mut frame = training(job, engine, table, table.into(), &stage, outputs.clone());
+                engine.device.run(|| {
+                    frame.run(lora, |state, observe| {
+                        temporal::train(unet, base, schedule, data, loss, &stage, &numbers, state, observe)
+                    })
+                })?
+            }
         }
     };
     report(job, table, &trained, outputs);

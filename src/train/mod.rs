@@ -4,6 +4,7 @@
 //! Every random number is a function of (seed, stream, step, index), so a stage can be stopped after any
 //! step and go on from its [`TrainState`] to the same bits.
 
+pub mod joint;
 mod optim;
 pub mod spatial;
 mod step;

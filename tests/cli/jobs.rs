@@ -322,6 +322,21 @@ fn every_choice_of_test_time_training_changes_the_result() {
 }
 
 #[test]
+fn the_throw_away_lora_is_thrown_away() {
+    let dir = Dir::new();
+    let (clip, a, b) = (dir.clip("clip", 2), dir.path("a.safetensors"), dir.path("b.safetensors"));
+    let models = ["--base", &base(), "--motion-module", &motion(), "--motion", &clip];
+    let settings = ["--motion-prompt", "a man is dancing", "--rank", "2", "--steps", "4", "--lr", "1e-3"];
+    let size = ["--width", "64", "--height", "64", "--frames", "2", "--set", "spatial.lr=1e-3"];
+    let all = [&["train", "temporal"], &models[..], &settings, &size, &["--lora-out"]].concat();
+    succeed(&[&all[..], &[&a]].concat());
+    succeed(&[&all[..], &[&b, "--joint-spatial"]].concat());
+    let keys = |path: &str| NamedTensors::open(path).unwrap().names().map(String::from).collect::<Vec<_>>();
+    assert_eq!(keys(&a), keys(&b));
+    assert!(fs::read(a).unwrap() != fs::read(b).unwrap(), "it should have changed what the temporal LoRA learns");
+}
+
+#[test]
 fn several_prompts_have_a_folder_each() {
     let dir = Dir::new();
     let mut all = whole(&dir, "out", &["--prompt", "on the Mars", "--ttt-scope", "prompt"]);
