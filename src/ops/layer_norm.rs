@@ -105,22 +105,30 @@ pub fn backward(mut dy: Tensor, x: &Tensor, gamma: &Tensor, eps: f64, sum: Optio
 }
 
 mod cpu {
+    use multiversion::target::match_target;
+
     use super::*;
+    #[cfg(target_arch = "x86_64")]
+    use crate::device::cpu::lanes::Avx2;
+    use crate::device::cpu::lanes::{Lanes, Portable};
 
     /// Mean, what is missing to the exact mean, and rstd of a row.
     #[inline(always)]
-    fn statistics(x: &[f32], eps: f64) -> [f32; 3] {
+    fn statistics<L: Lanes>(x: &[f32], eps: f64) -> [f32; 3] {
         let n = x.len() as f32;
-        let mean = math::sum_of(x, |x| x) / n;
-        let rest = math::sum_of(x, |x| x - mean) / n;
-        let squares = math::sum_of(x, |x| (x - mean) * (x - mean)) / n;
-        let var = f64::from(squares) - f64::from(rest).powi(2);
+        let mean = math::sum::<L>(x) / n;
+        let [rest, squares] = math::sums::<L, true>(x, x, mean);
+        let rest = rest / n;
+        let var = f64::from(squares / n) - f64::from(rest).powi(2);
         [mean, rest, (1.0 / (var + eps).sqrt()) as f32]
     }
 
     #[multiversion(targets("x86_64+avx2+fma+f16c"))]
     pub(super) fn forward(y: &mut [f32], x: &[f32], gamma: &[f32], beta: &[f32], eps: f64) {
-        let [mean, rest, rstd] = statistics(x, eps);
+        let [mean, rest, rstd] = match_target! {
+            "x86_64+avx2+fma" => statistics::<Avx2>(x, eps),
+            _ => statistics::<Portable>(x, eps),
+        };
         for (((y, x), gamma), beta) in y.iter_mut().zip(x).zip(gamma).zip(beta) {
             *y = (x - mean).mul_add(rstd, -rest * rstd).mul_add(*gamma, *beta);
         }
@@ -129,16 +137,25 @@ mod cpu {
     /// dx over dy.
     #[multiversion(targets("x86_64+avx2+fma+f16c"))]
     pub(super) fn backward(dy: &mut [f32], x: &[f32], gamma: &[f32], eps: f64) {
-        let [mean, rest, rstd] = statistics(x, eps);
         dy.iter_mut().zip(gamma).for_each(|(dy, gamma)| *dy *= gamma);
-        let n = x.len() as f32;
-        let first = math::sum_of(dy, |dh| dh) / n;
-        let second = math::dot_shifted(dy, x, mean) / n - rest * first;
+        let ([mean, rest, rstd], [first, second]) = match_target! {
+            "x86_64+avx2+fma" => row_sums::<Avx2>(dy, x, eps),
+            _ => row_sums::<Portable>(dy, x, eps),
+        };
         // dx = rstd (dh - first) - b (x - mean - rest)
         let b = rstd * rstd * rstd * second;
         for (dy, x) in dy.iter_mut().zip(x) {
             *dy = (*dy - first).mul_add(rstd, -b * (x - mean - rest));
         }
+    }
+
+    /// Statistics, and the means of dh and of dh (x - mean).
+    #[inline(always)]
+    fn row_sums<L: Lanes>(dh: &[f32], x: &[f32], eps: f64) -> ([f32; 3], [f32; 2]) {
+        let statistics = statistics::<L>(x, eps);
+        let [first, second] = math::sums::<L, false>(dh, x, statistics[0]);
+        let n = x.len() as f32;
+        (statistics, [first / n, second / n - statistics[1] * (first / n)])
     }
 }
 

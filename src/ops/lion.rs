@@ -59,7 +59,14 @@ mod cpu {
         let (lr, decay) = (lr as f32, weight_decay as f32);
         for ((p, &g), m) in p.iter_mut().zip(g).zip(m) {
             let c = rest1.mul_add(g, b1 * *m);
-            let sign = if c > 0.0 { 1.0 } else { 0.0 } - if c < 0.0 { 1.0 } else { 0.0 };
+            // Neither: zero, or a NaN that should show.
+            let sign = if c > 0.0 {
+                1.0
+            } else if c < 0.0 {
+                -1.0
+            } else {
+                c
+            };
             *p = (-lr).mul_add(decay.mul_add(*p, sign), *p);
             *m = rest2.mul_add(g, b2 * *m);
         }

@@ -3,8 +3,7 @@
 
 use multiversion::multiversion;
 
-/// Partial sums of a reduction; two registers of eight lanes hide the latency of an addition.
-pub(crate) const LANES: usize = 16;
+use super::lanes::Lanes;
 
 /// `e^x` within 1 ulp; overflows to infinity, underflows to zero and keeps NaN.
 #[inline(always)]
@@ -63,61 +62,39 @@ pub(crate) fn normal(x: f32) -> (f32, f32) {
     (if x > 0.0 { 1.0 - tail } else { tail }, density)
 }
 
-/// Sum of `term(x)` over a slice.
+/// Sum.
 #[inline(always)]
-pub(crate) fn sum_of(x: &[f32], term: impl Fn(f32) -> f32) -> f32 {
-    let (blocks, rest) = x.as_chunks::<LANES>();
-    let mut lanes = [0.0; LANES];
-    for block in blocks {
-        for l in 0..LANES {
-            lanes[l] += term(block[l]);
-        }
-    }
-    rest.iter().fold(fold(lanes, |a, b| a + b), |sum, &x| sum + term(x))
+pub(crate) fn sum<L: Lanes>(x: &[f32]) -> f32 {
+    sums::<L, false>(x, x, 0.0)[0]
 }
 
-/// Scalar product.
+/// `[sum of t, sum of t (y - shift)]`, where t is `y - shift` if OWN, else `x`; x and y of equal length.
 #[inline(always)]
-pub(crate) fn dot(x: &[f32], y: &[f32]) -> f32 {
-    dot_shifted(x, y, 0.0)
-}
-
-/// `sum of x (y - shift)`.
-#[inline(always)]
-pub(crate) fn dot_shifted(x: &[f32], y: &[f32], shift: f32) -> f32 {
-    let ((xs, x), (ys, y)) = (x.as_chunks::<LANES>(), y.as_chunks::<LANES>());
-    let mut lanes = [0.0; LANES];
-    for (x, y) in xs.iter().zip(ys) {
-        for l in 0..LANES {
-            lanes[l] = x[l].mul_add(y[l] - shift, lanes[l]);
+pub(crate) fn sums<L: Lanes, const OWN: bool>(x: &[f32], y: &[f32], shift: f32) -> [f32; 2] {
+    let ((xs, x), (ys, y)) = (x.as_chunks::<8>(), y.as_chunks::<8>());
+    let ((pairs, last), (y_pairs, y_last)) = (xs.as_chunks::<2>(), ys.as_chunks::<2>());
+    let (mut first, mut second) = ([L::splat(0.0); 2], [L::splat(0.0); 2]);
+    for (x, y) in pairs.iter().zip(y_pairs) {
+        for h in 0..2 {
+            let d = L::load(&y[h]).sub(L::splat(shift));
+            let t = if OWN { d } else { L::load(&x[h]) };
+            first[h] = first[h].add(t);
+            second[h] = t.mul_add(d, second[h]);
         }
     }
-    x.iter().zip(y).fold(fold(lanes, |a, b| a + b), |sum, (x, y)| x.mul_add(y - shift, sum))
-}
-
-/// Largest element; minus infinity for none. A NaN may or may not show.
-#[inline(always)]
-pub(crate) fn max(x: &[f32]) -> f32 {
-    let (blocks, rest) = x.as_chunks::<LANES>();
-    let mut lanes = [f32::NEG_INFINITY; LANES];
-    for block in blocks {
-        for l in 0..LANES {
-            lanes[l] = if block[l] > lanes[l] { block[l] } else { lanes[l] };
-        }
+    for (x, y) in last.iter().zip(y_last) {
+        let d = L::load(y).sub(L::splat(shift));
+        let t = if OWN { d } else { L::load(x) };
+        first[0] = first[0].add(t);
+        second[0] = t.mul_add(d, second[0]);
     }
-    rest.iter().copied().fold(fold(lanes, f32::max), f32::max)
-}
-
-#[inline(always)]
-fn fold(mut lanes: [f32; LANES], combine: impl Fn(f32, f32) -> f32) -> f32 {
-    let mut width = LANES / 2;
-    while width > 0 {
-        for l in 0..width {
-            lanes[l] = combine(lanes[l], lanes[l + width]);
-        }
-        width /= 2;
+    let mut sums = [first[0].add(first[1]).sum(), second[0].add(second[1]).sum()];
+    for (x, y) in x.iter().zip(y) {
+        let d = y - shift;
+        let t = if OWN { d } else { *x };
+        sums = [sums[0] + t, t.mul_add(d, sums[1])];
     }
-    lanes[0]
+    sums
 }
 
 /// `sum += term`.
@@ -129,6 +106,7 @@ pub(crate) fn accumulate(sum: &mut [f32], term: &[f32]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::cpu::lanes::Portable;
 
     /// Error in ulp of the exact value.
     fn ulps(got: f32, exact: f64) -> f64 {
@@ -178,8 +156,11 @@ mod tests {
 
     #[test]
     fn reductions_cover_every_element() {
-        let x: Vec<f32> = (0..37).map(|i| i as f32).collect();
-        assert_eq!((sum_of(&x, |x| 2.0 * x), dot(&x, &x), max(&x)), (1332.0, 16206.0, 36.0));
-        assert_eq!((sum_of(&[], |x| x), max(&[])), (0.0, f32::NEG_INFINITY));
+        let x: Vec<f32> = (0..45).map(|i| i as f32).collect();
+        let y: Vec<f32> = (0..45).map(|i| (i % 4) as f32).collect();
+        assert_eq!(sum::<Portable>(&x), 990.0);
+        assert_eq!(sums::<Portable, false>(&x, &y, 1.0), [990.0, 484.0]);
+        assert_eq!(sums::<Portable, true>(&x, &y, 1.0), [21.0, 67.0]);
+        assert_eq!(sum::<Portable>(&[]), 0.0);
     }
 }

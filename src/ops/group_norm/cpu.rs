@@ -2,9 +2,13 @@
 //! groups only at the end of a block of rows. Blocks depend on the shape alone.
 
 use multiversion::multiversion;
+use multiversion::target::match_target;
 
 use super::{Dims, GroupNorm};
 use crate::device::Cpu;
+#[cfg(target_arch = "x86_64")]
+use crate::device::cpu::lanes::Avx2;
+use crate::device::cpu::lanes::{Lanes, Portable};
 use crate::ops::activation::{silu, silu_slope};
 
 /// Rows of a block: about 32 KiB, and few enough for f32 sums.
@@ -85,72 +89,67 @@ fn block_of(x: &[f32], i: usize, block: usize) -> &[f32] {
     &x[i * block..x.len().min((i + 1) * block)]
 }
 
-/// For every channel, the sums over rows of `terms(x, y, pivot)`.
+/// For every channel, the sums over rows of `t` and `t (x - pivot)`, where t is `x - pivot` if OWN, else `a`.
 #[inline(always)]
-fn sum_rows<const N: usize>(
-    sums: &mut [Vec<f32>; N],
-    x: &[f32],
-    y: &[f32],
-    pivot: &[f32],
-    terms: impl Fn(f32, f32, f32) -> [f32; N] + Copy,
-) {
-    const WIDE: usize = 16;
-    let whole = pivot.len() / WIDE * WIDE;
-    for at in (0..whole).step_by(WIDE) {
-        sum_columns::<N, WIDE>(sums, x, y, pivot, at, terms);
+fn sum_rows<L: Lanes, const OWN: bool>(a: &[f32], x: &[f32], pivot: &[f32]) -> [Vec<f32>; 2] {
+    let c = pivot.len();
+    let mut sums = [vec![0.0; c], vec![0.0; c]];
+    let whole = c / 16 * 16;
+    for at in (0..whole).step_by(16) {
+        let pivots = [L::load(vector(pivot, at)), L::load(vector(pivot, at + 8))];
+        let (mut first, mut second) = ([L::splat(0.0); 2], [L::splat(0.0); 2]);
+        for from in (at..x.len()).step_by(c) {
+            for h in 0..2 {
+                let d = L::load(vector(x, from + 8 * h)).sub(pivots[h]);
+                let t = if OWN { d } else { L::load(vector(a, from + 8 * h)) };
+                first[h] = first[h].add(t);
+                second[h] = t.mul_add(d, second[h]);
+            }
+        }
+        for h in 0..2 {
+            sums[0][at + 8 * h..][..8].copy_from_slice(&first[h].array());
+            sums[1][at + 8 * h..][..8].copy_from_slice(&second[h].array());
+        }
     }
-    for at in whole..pivot.len() {
-        sum_columns::<N, 1>(sums, x, y, pivot, at, terms);
+    for at in whole..c {
+        for from in (at..x.len()).step_by(c) {
+            let d = x[from] - pivot[at];
+            let t = if OWN { d } else { a[from] };
+            sums[0][at] += t;
+            sums[1][at] = t.mul_add(d, sums[1][at]);
+        }
     }
+    sums
 }
 
 #[inline(always)]
-fn sum_columns<const N: usize, const W: usize>(
-    sums: &mut [Vec<f32>; N],
-    x: &[f32],
-    y: &[f32],
-    pivot: &[f32],
-    at: usize,
-    terms: impl Fn(f32, f32, f32) -> [f32; N],
-) {
-    let c = pivot.len();
-    let lanes = |x: &[f32], at: usize| -> [f32; W] { x[at..at + W].try_into().expect("W numbers should be W") };
-    let pivot = lanes(pivot, at);
-    let mut acc = [[0.0; W]; N];
-    let mut from = at;
-    while from < x.len() {
-        let (x, y) = (lanes(x, from), lanes(y, from));
-        for l in 0..W {
-            let terms = terms(x[l], y[l], pivot[l]);
-            for n in 0..N {
-                acc[n][l] += terms[n];
-            }
-        }
-        from += c;
-    }
-    for n in 0..N {
-        sums[n][at..at + W].copy_from_slice(&acc[n]);
-    }
+fn vector(x: &[f32], at: usize) -> &[f32; 8] {
+    x[at..].first_chunk().expect("a vector should lie within its row")
 }
 
 /// Mean and sum of squared deviations of every group within a block, by two sweeps: the second one around
 /// the first one's rounded mean, so that nothing cancels.
 #[multiversion(targets("x86_64+avx2+fma+f16c"))]
 fn block_moments(moments: &mut [[f64; 2]], x: &[f32], channels: usize) {
-    let each = channels / moments.len();
-    let n = (x.len() / moments.len()) as f64;
-    let mut pivot = vec![0.0; channels];
-    let mut sums = [vec![0.0; channels]];
-    sum_rows(&mut sums, x, x, &pivot, |x, _, _| [x]);
-    for (pivot, sums) in pivot.chunks_exact_mut(each).zip(sums[0].chunks_exact(each)) {
-        pivot.fill((total(sums) / n) as f32);
+    #[inline(always)]
+    fn generic<L: Lanes>(moments: &mut [[f64; 2]], x: &[f32], channels: usize) {
+        let each = channels / moments.len();
+        let n = (x.len() / moments.len()) as f64;
+        let mut pivot = vec![0.0; channels];
+        let [sums, _] = sum_rows::<L, true>(x, x, &pivot);
+        for (pivot, sums) in pivot.chunks_exact_mut(each).zip(sums.chunks_exact(each)) {
+            pivot.fill((total(sums) / n) as f32);
+        }
+        let [first, second] = sum_rows::<L, true>(x, x, &pivot);
+        for (g, moments) in moments.iter_mut().enumerate() {
+            let at = g * each..(g + 1) * each;
+            let (first, second) = (total(&first[at.clone()]), total(&second[at]));
+            *moments = [f64::from(pivot[g * each]) + first / n, second - first * first / n];
+        }
     }
-    let mut sums = [vec![0.0; channels], vec![0.0; channels]];
-    sum_rows(&mut sums, x, x, &pivot, |x, _, pivot| [x - pivot, (x - pivot) * (x - pivot)]);
-    for (g, moments) in moments.iter_mut().enumerate() {
-        let at = g * each..(g + 1) * each;
-        let (first, second) = (total(&sums[0][at.clone()]), total(&sums[1][at]));
-        *moments = [f64::from(pivot[g * each]) + first / n, second - first * first / n];
+    match_target! {
+        "x86_64+avx2+fma" => generic::<Avx2>(moments, x, channels),
+        _ => generic::<Portable>(moments, x, channels),
     }
 }
 
@@ -240,15 +239,22 @@ fn through_silu(dy: &mut [f32], x: &[f32], mean: &[f32], a: &[f32], b: &[f32]) {
 /// Sums of `gamma du` and `gamma du (x - mean)` of every group within a block.
 #[multiversion(targets("x86_64+avx2+fma+f16c"))]
 fn block_sums(out: &mut [[f64; 2]], du: &[f32], x: &[f32], mean: &[f32], gamma: &[f32]) {
-    let mut sums = [vec![0.0; mean.len()], vec![0.0; mean.len()]];
-    sum_rows(&mut sums, du, x, mean, |du, x, mean| [du, du * (x - mean)]);
-    let each = mean.len() / out.len();
-    for (g, out) in out.iter_mut().enumerate() {
-        let weighted = |sums: &[f32]| -> f64 {
+    #[inline(always)]
+    fn generic<L: Lanes>(out: &mut [[f64; 2]], du: &[f32], x: &[f32], mean: &[f32], gamma: &[f32]) {
+        let sums = sum_rows::<L, false>(du, x, mean);
+        let each = mean.len() / out.len();
+        for (g, out) in out.iter_mut().enumerate() {
             let at = g * each..(g + 1) * each;
-            sums[at.clone()].iter().zip(&gamma[at]).map(|(&s, &w)| f64::from(s) * f64::from(w)).sum()
-        };
-        *out = [weighted(&sums[0]), weighted(&sums[1])];
+            let weighted = |sums: &[f32]| -> f64 {
+                let terms = sums[at.clone()].iter().zip(&gamma[at.clone()]);
+                terms.map(|(&s, &w)| f64::from(s) * f64::from(w)).sum()
+            };
+            *out = [weighted(&sums[0]), weighted(&sums[1])];
+        }
+    }
+    match_target! {
+        "x86_64+avx2+fma" => generic::<Avx2>(out, du, x, mean, gamma),
+        _ => generic::<Portable>(out, du, x, mean, gamma),
     }
 }
 
