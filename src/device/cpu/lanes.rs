@@ -191,3 +191,21 @@ mod x86 {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_negative_is_accurate_and_keeps_special_values() {
+        for i in 0..1_040_000 {
+            let x = i as f32 * -1e-4;
+            let (got, exact) = (Portable::splat(x).exp_negative().array()[0], f64::from(x).exp());
+            let ulp = (exact.max(f64::from(f32::MIN_POSITIVE)).log2().floor() - 23.0).exp2();
+            assert!((f64::from(got) - exact).abs() < 1.1 * ulp, "exp({x}) = {got} not {exact}");
+        }
+        let of = |x: f32| Portable::splat(x).exp_negative().array()[0];
+        assert_eq!([of(0.0), of(-1e30), of(f32::NEG_INFINITY)], [1.0, 0.0, 0.0]);
+        assert!(of(f32::NAN).is_nan());
+    }
+}

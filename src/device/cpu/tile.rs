@@ -214,3 +214,57 @@ pub(crate) fn pack_panel<'a>(out: &mut [f32], rows: usize, scale: f32, x: impl F
         out.chunks_exact_mut(QUERIES).zip(x(row)).for_each(|(to, x)| to[row] = scale * x);
     }
 }
+
+#[cfg(all(test, target_arch = "x86_64"))]
+mod tests {
+    use super::*;
+    use crate::Philox;
+    use crate::device::cpu::lanes::{Avx2, Portable};
+
+    /// Scores, softmax, its gradient and both products, for odd numbers of keys and channels.
+    fn everything<L: Lanes>(keys: usize, d: usize) -> Vec<f32> {
+        let draw = |stream, len| Philox::new(5, stream).normal_vec(0, len);
+        let (k, q) = (draw(1, keys * padded(d)), draw(2, d * QUERIES));
+        let mut p = vec![0.0; keys * QUERIES];
+        scores::<L>(&mut p, Left { data: &k, row_step: padded(d), k_step: 1 }, &q);
+        let mut all = p.clone();
+        let inverse = softmax::<L>(&mut p);
+        scale::<L>(&mut p, inverse);
+        let mut ds = draw(3, keys * QUERIES);
+        softmax_backward::<L>(&mut ds, &p);
+        let (mut dq, mut dk) = (draw(4, QUERIES * padded(d)), draw(5, keys * padded(d)));
+        add_weighted::<L>(&mut dq, &ds, &k, padded(d));
+        add_transposed::<L>(&mut dk, &ds, &dq, padded(d));
+        [p, ds, dq, dk].iter().for_each(|x| all.extend(x));
+        all
+    }
+
+    #[test]
+    fn vectors_and_plain_loops_give_the_same_bits() {
+        if !is_x86_feature_detected!("avx2") || !is_x86_feature_detected!("fma") {
+            println!("left out: this processor has no AVX2");
+            return;
+        }
+        for (keys, d) in [(1, 1), (7, 3), (13, 40), (300, 17), (26, 64)] {
+            let bits = |x: Vec<f32>| x.into_iter().map(f32::to_bits).collect::<Vec<_>>();
+            assert_eq!(
+                bits(everything::<Portable>(keys, d)),
+                bits(everything::<Avx2>(keys, d)),
+                "{keys} keys, D = {d}"
+            );
+        }
+    }
+
+    #[test]
+    fn products_match_f64() {
+        let (keys, d) = (13, 20);
+        let (k, q) = (Philox::new(6, 1).normal_vec(0, keys * padded(d)), Philox::new(6, 2).normal_vec(0, d * QUERIES));
+        let mut out = vec![0.0; keys * QUERIES];
+        scores::<Portable>(&mut out, Left { data: &k, row_step: padded(d), k_step: 1 }, &q);
+        for (at, got) in out.iter().enumerate() {
+            let (key, query) = (at / QUERIES, at % QUERIES);
+            let term = |i: usize| f64::from(k[key * padded(d) + i]) * f64::from(q[i * QUERIES + query]);
+            assert!((f64::from(*got) - (0..d).map(term).sum::<f64>()).abs() < 1e-5, "score {key}, {query}");
+        }
+    }
+}
