@@ -19,7 +19,7 @@ use customttt::model::unet::{Condition, Contexts, Motion, UNet};
 use customttt::model::vae::Vae;
 use customttt::nn::{Changes, Context, Params, Recorder, RuleWeights};
 use customttt::train::spatial::{self, SpatialData, SpatialDraws};
-use customttt::train::{Stage, StageConfig, TrainState};
+use customttt::train::{Stage, StageConfig, StepReport, TrainState};
 use customttt::{Device, Error, Philox, Result, Tape, Tensor, Var};
 use harness::Args;
 
@@ -61,7 +61,7 @@ fn picture(args: &Args, device: &Device) -> Result<()> {
         args.measure("spatial_step", 290_000_000_000, 0, || {
             let steps = state.step + 1;
             let config = StageConfig { steps, dropout: 0.0, ..StageConfig::paper(Stage::Spatial) };
-            let go_on = &mut |_: &_| ControlFlow::Continue(());
+            let go_on = &mut |_: &StepReport| ControlFlow::Continue(());
             spatial::train(&unet, &none, &schedule, data, &config, &draws, &mut state, go_on)
         })?;
     }

@@ -2,7 +2,10 @@
 
 mod common;
 
+use std::path::Path;
+
 use common::{Fixture, device, distance_rows, unet};
+use customttt::data::LoraFile;
 use customttt::model::config::MotionNorm;
 use customttt::model::lora::Targets;
 use customttt::model::unet::{Condition, Contexts, Motion, UNet};
@@ -109,6 +112,22 @@ fn loras_act_the_same_attached_and_merged() -> Result<()> {
             assert!(error <= LIMIT, "{name} {way} off by {error:e}");
         }
     }
+    Ok(())
+}
+
+#[test]
+fn a_domain_adapter_is_read_and_merged() -> Result<()> {
+    let (device, f) = (device(), Fixture::read("unet"));
+    let unet = unet(&device, &f.about, MotionNorm::Frame);
+    let context = Context::new(f.tensor(&device, "context")?);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/domain_adapter.safetensors");
+    let mut changes = Changes::none();
+    LoraFile::read(&path)?.into_lora(&unet, &path)?.merge(&unet, &mut changes, 0.8)?;
+    let timesteps = &f.get("timestep").data[..];
+    let case = Case { timesteps, frames: 4, motion: Motion::Auto, changes: &changes };
+    let output = run(&unet, &f.rows(&device, "sample")?, Contexts::same(&context), case)?;
+    let error = distance_rows(&output, f.get("domain_adapter_0.8.output"));
+    assert!(error <= LIMIT, "off by {error:e}");
     Ok(())
 }
 

@@ -2,8 +2,7 @@
 
 use std::path::Path;
 
-use crate::data::{LoraFile, LoraTensor, NamedTensors, TensorWriter};
-use crate::error::abridged;
+use crate::data::{LoraFile, NamedTensors, TensorWriter, check_layers};
 use crate::model::lora::{Lora, LoraPair};
 use crate::model::unet::UNet;
 use crate::train::TrainState;
@@ -14,15 +13,7 @@ use crate::{Device, Error, Result, Tensor};
 /// # Errors
 /// [`Error::Model`] naming the layers that the network lacks or that have other sizes there.
 pub fn read(path: &Path, unet: &UNet) -> Result<Lora> {
-    let file = LoraFile::read(path)?;
-    let pair = |t: LoraTensor| {
-        let down = Tensor::from_slice(unet.device(), [t.rank, t.inputs], &t.down)?;
-        let up = Tensor::from_slice(unet.device(), [t.outputs, t.rank], &t.up)?;
-        Ok(LoraPair { module: t.module, down, up })
-    };
-    let lora = Lora { pairs: file.tensors.into_iter().map(pair).collect::<Result<_>>()? };
-    check(&lora, path, unet)?;
-    Ok(lora)
+    LoraFile::read(path)?.into_lora(unet, path)
 }
 
 /// Takes the LoRA out of a file of draws, if it holds one.
@@ -44,31 +35,8 @@ pub fn from_draws(draws: &NamedTensors, unet: &UNet) -> Result<Option<Lora>> {
         Ok(LoraPair { module, down: down?, up: up? })
     };
     let lora = Lora { pairs: modules.into_iter().map(pair).collect::<Result<_>>()? };
-    check(&lora, draws.path(), unet)?;
+    check_layers(&lora, unet, draws.path())?;
     Ok((!lora.pairs.is_empty()).then_some(lora))
-}
-
-fn check(lora: &Lora, path: &Path, unet: &UNet) -> Result<()> {
-    let layers: std::collections::HashMap<_, _> = unet.linears().into_iter().map(|l| (l.name(), l.weight())).collect();
-    let mut strange = Vec::new();
-    for pair in &lora.pairs {
-        let Some(weight) = layers.get(pair.module.as_str()) else {
-            strange.push(pair.module.clone());
-            continue;
-        };
-        let (found, needed) = ([pair.up.shape()[0], pair.down.shape()[1]], [weight.rows(), weight.columns()]);
-        if found != needed || pair.up.shape()[1] != pair.down.shape()[0] {
-            let detail = format!("{} changes a {found:?} matrix; the network's is {needed:?}", pair.module);
-            return Err(Error::model(path, detail));
-        }
-    }
-    if strange.is_empty() {
-        return Ok(());
-    }
-    let motion = strange.iter().all(|m| m.contains("motion_modules")) && unet.max_frames().is_none();
-    let hint = if motion { "; it needs --motion-module" } else { "" };
-    let detail = format!("{} layers are not in this network: {}{hint}", strange.len(), abridged(&strange));
-    Err(Error::model(path, detail))
 }
 
 /// Writes a LoRA; its folder is made if need be.
@@ -77,17 +45,9 @@ fn check(lora: &Lora, path: &Path, unet: &UNet) -> Result<()> {
 /// [`Error::Io`]; [`Error::NonFinite`].
 pub fn write(lora: &Lora, path: &Path) -> Result<()> {
     super::run_folder::prepare_output(path)?;
-    let tensor = |p: &LoraPair| LoraTensor {
-        module: p.module.clone(),
-        rank: p.down.shape()[0],
-        inputs: p.down.shape()[1],
-        outputs: p.up.shape()[0],
-        down: p.down.to_vec(),
-        up: p.up.to_vec(),
-    };
     let metadata = [("software", concat!("customttt ", env!("CARGO_PKG_VERSION")))];
     let metadata = metadata.into_iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
-    LoraFile { tensors: lora.pairs.iter().map(tensor).collect(), metadata }.write(path)
+    LoraFile::from_lora(lora, metadata).write(path)
 }
 
 /// The keys of both factors of a layer.

@@ -14,7 +14,7 @@ mod tokenizer;
 pub use checkpoint::Checkpoint;
 pub use family::Family;
 pub use folder::{Base, Component};
-pub use lora::{LoraFile, LoraTensor};
+pub use lora::{LoraFile, LoraTensor, check_layers};
 pub use motion::Motion;
 pub use tensors::{NamedTensors, TensorWriter};
 pub use tokenizer::{Encoded, Tokenizer};

@@ -1,6 +1,7 @@
 //! LoRA files: read in every spelling in use, written in that of diffusers and PEFT.
 
 mod keys;
+mod layers;
 mod scale;
 
 use std::collections::BTreeMap;
@@ -13,6 +14,7 @@ use super::{Checkpoint, Family};
 use crate::error::abridged;
 use crate::{Error, Result};
 use keys::Part;
+pub use layers::check_layers;
 
 /// The low-rank update of one layer, `up @ down`, its scale folded in.
 #[derive(Clone, Debug, PartialEq)]
