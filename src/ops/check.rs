@@ -68,11 +68,14 @@ pub fn operands(spec: &dyn OpSpec, case: &Case) -> Vec<Vec<f32>> {
     spec.inputs(case).iter().enumerate().map(draw).collect()
 }
 
+/// Outputs, then gradients of the inputs; empty for a frozen one.
+pub type Results = (Vec<Vec<f32>>, Vec<Vec<f32>>);
+
 /// Outputs and input gradients of a case on `device`, the gradients seeded with fixed normals.
 ///
 /// # Errors
 /// The operation's own, and [`Error::MissingGradient`] if a differentiable operand got none.
-pub fn run(spec: &dyn OpSpec, case: &Case, device: &Device) -> Result<(Vec<Vec<f32>>, Vec<Vec<f32>>)> {
+pub fn run(spec: &dyn OpSpec, case: &Case, device: &Device) -> Result<Results> {
     run_with(spec, case, device, |tape, vars| spec.run(case, tape, vars))
 }
 
@@ -85,7 +88,7 @@ pub fn run_with(
     case: &Case,
     device: &Device,
     op: impl FnOnce(&mut Tape, &[Var]) -> Result<Vec<Var>>,
-) -> Result<(Vec<Vec<f32>>, Vec<Vec<f32>>)> {
+) -> Result<Results> {
     let inputs = spec.inputs(case);
     let mut tape = Tape::new();
     let mut vars = Vec::new();

@@ -22,7 +22,7 @@ pub(crate) struct Left<'a> {
 }
 
 impl<'a> Left<'a> {
-    fn from_row(self, row: usize) -> Self {
+    fn at_row(self, row: usize) -> Self {
         Left { data: &self.data[row * self.row_step..], ..self }
     }
 }
@@ -33,7 +33,7 @@ impl<'a> Left<'a> {
 #[inline(always)]
 pub(crate) fn product<L: Lanes, const ADD: bool>(out: &mut [f32], a: Left, b: &[f32], step: usize) {
     for (i, out) in out.chunks_mut(4 * step).enumerate() {
-        let a = a.from_row(4 * i);
+        let a = a.at_row(4 * i);
         match out.len() / step {
             4 => rows::<L, 4, ADD>(out, a, b, step),
             3 => rows::<L, 3, ADD>(out, a, b, step),
@@ -62,7 +62,7 @@ fn rows<L: Lanes, const R: usize, const ADD: bool>(out: &mut [f32], a: Left, b: 
 pub(crate) fn scores<L: Lanes>(out: &mut [f32], keys: Left, queries: &[f32]) {
     const ROWS: usize = 6;
     for (i, out) in out.chunks_mut(ROWS * QUERIES).enumerate() {
-        let keys = keys.from_row(ROWS * i);
+        let keys = keys.at_row(ROWS * i);
         match out.len() / QUERIES {
             6 => tile::<L, 6, 2, false>(out, keys, queries, QUERIES),
             5 => tile::<L, 5, 2, false>(out, keys, queries, QUERIES),

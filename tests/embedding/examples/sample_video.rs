@@ -43,8 +43,7 @@ pub fn run(path: &Path, mut go_on: impl FnMut(usize, usize) -> bool) -> Result<(
     let latents = sample(&unet, &Schedule::default(), &start, &guidance, config, &Changes::none(), observe)?;
     let pictures = vae.decode(&latents)?; // (F, h, w, 4) -> (F, 8h, 8w, 3)
     let side = LATENT * vae.downscale();
-    let frames: Vec<Frame> = (0..FRAMES)
-        .map(|f| Frame::from_values(side, side, &pictures.narrow(f, 1)?.to_vec()))
-        .collect::<Result<_>>()?;
+    let frames: Vec<Frame> =
+        (0..FRAMES).map(|f| Frame::from_values(side, side, &pictures.narrow(f, 1)?.to_vec())).collect::<Result<_>>()?;
     write_gif(path, &frames, 8.0)
 }
