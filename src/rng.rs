@@ -64,14 +64,55 @@ impl Philox {
     }
 }
 
+/// Blocks computed side by side, for the compiler to use vector instructions.
+const LANES: usize = 8;
+
 #[multiversion(targets("x86_64+avx2+fma+f16c"))]
 fn fill_normals(philox: &Philox, step: u32, first_block: u64, out: &mut [f32]) {
-    for (i, lanes) in out.chunks_mut(4).enumerate() {
-        let [a, b, c, d] = philox.words(step, first_block + i as u64);
-        let (x, y) = box_muller(a, b);
-        let (z, w) = box_muller(c, d);
-        lanes.iter_mut().zip([x, y, z, w]).for_each(|(o, v)| *o = v);
+    for (i, numbers) in out.chunks_mut(4 * LANES).enumerate() {
+        let [a, b, c, d] = philox_lanes(philox, step, first_block + (i * LANES) as u64);
+        let mut normals = [[0.0; LANES]; 4];
+        for lane in 0..LANES {
+            (normals[0][lane], normals[1][lane]) = box_muller(a[lane], b[lane]);
+        }
+        for lane in 0..LANES {
+            (normals[2][lane], normals[3][lane]) = box_muller(c[lane], d[lane]);
+        }
+        store(numbers, normals);
     }
+}
+
+/// Puts number `w` of lane `l` at `4 l + w`; what does not fit is dropped.
+#[inline(always)]
+fn store(out: &mut [f32], numbers: [[f32; LANES]; 4]) {
+    let mut all = [0.0; 4 * LANES];
+    for lane in 0..LANES {
+        for (word, lanes) in numbers.iter().enumerate() {
+            all[4 * lane + word] = lanes[lane];
+        }
+    }
+    out.copy_from_slice(&all[..out.len()]);
+}
+
+/// [`philox4x32`] of consecutive blocks: word `w` of block `l` is `[w][l]`.
+#[inline(always)]
+fn philox_lanes(philox: &Philox, step: u32, first_block: u64) -> [[u32; LANES]; 4] {
+    let blocks: [u64; LANES] = std::array::from_fn(|lane| first_block + lane as u64);
+    let (mut c0, mut c1) = (blocks.map(|b| b as u32), blocks.map(|b| (b >> 32) as u32));
+    let (mut c2, mut c3) = ([step; LANES], [(philox.seed >> 32) as u32; LANES]);
+    let mut key = [philox.seed as u32, philox.stream];
+    for _ in 0..10 {
+        for lane in 0..LANES {
+            let p0 = u64::from(c0[lane]) * 0xD251_1F53;
+            let p1 = u64::from(c2[lane]) * 0xCD9E_8D57;
+            c0[lane] = (p1 >> 32) as u32 ^ c1[lane] ^ key[0];
+            c1[lane] = p1 as u32;
+            c2[lane] = (p0 >> 32) as u32 ^ c3[lane] ^ key[1];
+            c3[lane] = p0 as u32;
+        }
+        key = [key[0].wrapping_add(0x9E37_79B9), key[1].wrapping_add(0xBB67_AE85)];
+    }
+    [c0, c1, c2, c3]
 }
 
 #[inline(always)]
@@ -89,7 +130,7 @@ fn philox4x32(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
 /// The top 23 bits as the middle of one of 2^23 equal cells of (0, 1): exact in f32, never 0 or 1.
 #[inline(always)]
 fn unit(word: u32) -> f32 {
-    ((word >> 9) as f32 + 0.5) * (1.0 / 8_388_608.0)
+    ((word >> 9) as i32 as f32 + 0.5) * (1.0 / 8_388_608.0)
 }
 
 /// Two independent standard normals from two words.
@@ -130,8 +171,10 @@ fn ln(x: f32) -> f32 {
 #[inline(always)]
 fn sin_cos_turns(turns: f32) -> (f32, f32) {
     let quarters = turns * 4.0;
-    let quadrant = (quarters + 0.5) as u32;
-    let x = (quarters - quadrant as f32) * std::f32::consts::FRAC_PI_2; // in [-pi/4, pi/4]
+    // Adding 3 * 2^22 rounds to a whole number, which is then in the low bits: vector instructions have no better way.
+    let rounded = quarters + 12_582_912.0;
+    let quadrant = rounded.to_bits();
+    let x = (quarters - (rounded - 12_582_912.0)) * std::f32::consts::FRAC_PI_2; // in [-pi/4, pi/4]
     let z = x * x;
     let s = (-1.951_529_6e-4_f32).mul_add(z, 8.332_161e-3).mul_add(z, -1.666_665_5e-1);
     let sin = (s * z).mul_add(x, x);
@@ -165,6 +208,24 @@ mod tests {
             assert!((f64::from(c) - angle.cos()).abs() < 1.5e-7, "cos of {u} turns");
             let exact = f64::from(u).ln();
             assert!((f64::from(ln(u)) - exact).abs() <= 2e-7 * exact.abs().max(1e-3), "ln {u}");
+        }
+    }
+
+    /// Many at once are the same bits as one by one.
+    #[test]
+    fn filling_equals_single_numbers() {
+        let philox = Philox::new(0x0123_4567_89ab_cdef, 42);
+        for (first, len) in [(0, 1), (4, 31), (8, 32), (0xffff_ffff * 4 - 16, 101)] {
+            let mut normals = vec![0.0; len];
+            philox.normals(9, first, &mut normals);
+            for (i, n) in normals.iter().enumerate() {
+                let at = first + i as u64;
+                assert_eq!(philox.uniforms(9, at / 4)[(at % 4) as usize], philox.uniform(9, at));
+                let words = philox.words(9, at / 4);
+                let half = (at % 4 / 2 * 2) as usize;
+                let (x, y) = box_muller(words[half], words[half + 1]);
+                assert_eq!(n.to_bits(), if at.is_multiple_of(2) { x } else { y }.to_bits(), "normal {at}");
+            }
         }
     }
 

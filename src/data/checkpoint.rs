@@ -114,6 +114,11 @@ impl Checkpoint {
         family::identify(stored.map(|e| (e.name.as_str(), e.shape.as_slice())))
     }
 
+    /// The root of the parameters, for a model of several sources; [`finish`](Self::finish) each of them after.
+    pub fn params(&self, device: &Device, dtype: Option<DType>) -> Params<'_> {
+        Params::new(self, device, dtype)
+    }
+
     /// Builds a model from these parameters and makes sure that all of them were taken.
     ///
     /// # Errors
@@ -124,7 +129,7 @@ impl Checkpoint {
         dtype: Option<DType>,
         build: impl FnOnce(&Params) -> Result<T>,
     ) -> Result<T> {
-        let model = build(&Params::new(self, device, dtype))?;
+        let model = build(&self.params(device, dtype))?;
         self.finish()?;
         Ok(model)
     }

@@ -114,6 +114,6 @@ fn check_positions(file: &TensorFile, entry: &Entry, max_frames: usize) -> Resul
 pub(super) fn positions(frame: usize, width: usize) -> impl Iterator<Item = f64> {
     (0..width).map(move |channel| {
         let angle = frame as f64 * (-(10_000_f64.ln()) * (channel / 2 * 2) as f64 / width as f64).exp();
-        if channel % 2 == 0 { angle.sin() } else { angle.cos() }
+        if channel.is_multiple_of(2) { angle.sin() } else { angle.cos() }
     })
 }

@@ -14,7 +14,11 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use crate::{DType, Error, Result, Shape, fs};
+use crate::model::clip::{Clip, TextEncoder};
+use crate::model::unet::UNet;
+use crate::model::vae::Vae;
+use crate::nn::{Params, Recorder};
+use crate::{DType, Device, Error, Result, Shape, fs};
 
 /// The folders that [`write_models`] made.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +39,29 @@ pub struct Parameters {
     pub text: Vec<(String, Shape)>,
     pub motion: Vec<(String, Shape)>,
     pub clip: Vec<(String, Shape)>,
+}
+
+impl Parameters {
+    /// What the models of a recipe ask for when they are built.
+    ///
+    /// # Errors
+    /// Those of the models' constructors.
+    pub fn of(recipe: &Recipe) -> Result<Self> {
+        let device = Device::cpu(Some(1))?;
+        let root = |recorder| Params::new(recorder, &device, None);
+        let [unet, motion, vae, text, clip] = std::array::from_fn(|_| Recorder::new());
+        UNet::new(&root(&unet), &recipe.unet, Some((&root(&motion), &recipe.motion)))?;
+        Vae::new(&root(&vae), &recipe.vae)?;
+        TextEncoder::new(&root(&text), &recipe.text)?;
+        Clip::new(&root(&clip), &recipe.clip)?;
+        Ok(Parameters {
+            unet: unet.names(),
+            vae: vae.names(),
+            text: text.names(),
+            motion: motion.names(),
+            clip: clip.names(),
+        })
+    }
 }
 
 /// Writes `out/base`, `out/motion` and `out/clip` with random weights that depend on `seed`, the names and the shapes
