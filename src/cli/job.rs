@@ -107,9 +107,17 @@ fn record(folder: &RunFolder, task: Task, config: &Config, device: &Device) -> R
     let name = if task == Task::Demo { Task::Run.name() } else { task.name() };
     let record = folder.record(name, config, &device.to_string());
     record.write(None)?;
-    let loras = config.scaled_paths("sample.lora").into_iter().map(|(path, _)| path);
-    let inputs: Vec<PathBuf> =
-        validate::INPUTS.iter().filter_map(|key| validate::input(config, key)).chain(loras).collect();
+    let mut inputs: Vec<PathBuf> = config.scaled_paths("sample.lora").into_iter().map(|(path, _)| path).collect();
+    for key in validate::INPUTS {
+        match (key, validate::input(config, key)) {
+            // The folder may hold much else, such as the same weights in other formats.
+            ("model.base", Some(base)) => {
+                let parts = ["unet", "vae", "text_encoder", "tokenizer"].map(|part| base.join(part));
+                inputs.extend(parts.into_iter().filter(|part| part.exists()));
+            }
+            (_, path) => inputs.extend(path),
+        }
+    }
     Ok(thread::spawn(move || record.write(Some(&inputs))))
 }
 

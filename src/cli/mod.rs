@@ -1,6 +1,6 @@
 //! The command line: raw arguments, the validated configuration made of them, and the calls into the library.
 //!
-//! [`args`] parses, [`config`] layers and checks, the rest acts. Only this module prints, reads the environment or
+//! `args` parses, `config` layers and checks, the rest acts. Only this module prints, reads the environment or
 //! decides the exit status.
 
 mod args;

@@ -237,7 +237,7 @@ pub fn write_text(path: &Path, text: &str) -> Result<()> {
     write_atomically(path, |file| file.write_all(text.as_bytes()))
 }
 
-/// The file, or every file of the folder and the folders in it, in the order of their names.
+/// The file, or every file of the folder and the folders in it but hidden ones, in the order of their names.
 fn files_of(path: &Path) -> Result<Vec<PathBuf>> {
     let about = fs::metadata(path).map_err(Error::io(path, "open"))?;
     if !about.is_dir() {
@@ -246,7 +246,10 @@ fn files_of(path: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     let mut entries = Vec::new();
     for entry in fs::read_dir(path).map_err(Error::io(path, "read"))? {
-        entries.push(entry.map_err(Error::io(path, "read"))?.path());
+        let entry = entry.map_err(Error::io(path, "read"))?;
+        if !entry.file_name().to_string_lossy().starts_with('.') {
+            entries.push(entry.path());
+        }
     }
     entries.sort();
     for entry in entries {
