@@ -17,10 +17,10 @@ const SETTINGS: [(&str, &str); 12] = [
     ("data.width", "128"),
     ("data.height", "128"),
     ("spatial.steps", "40"),
-    ("temporal.steps", "20"),
+    ("temporal.steps", "12"),
     ("ttt.steps", "3"),
     ("ttt.ref_steps", "2"),
-    ("sample.steps", "10"),
+    ("sample.steps", "8"),
     ("spatial.rank", "8"),
     ("temporal.rank", "8"),
 ];
