@@ -11,11 +11,7 @@ use super::invocation::{InitWeights, Invocation};
 use super::output;
 use super::settings::nearest;
 use crate::data::init::{Folders, Parameters, Recipe, write_models};
-use crate::model::clip::{Clip, TextEncoder};
-use crate::model::unet::UNet;
-use crate::model::vae::Vae;
-use crate::nn::{Params, Recorder};
-use crate::{DType, Device, Error, Result, Shape};
+use crate::{DType, Error, Result};
 
 /// Tables of a `--config` file that hold sizes, each with the keys of the model's `config.json`.
 pub const TABLES: [&str; 5] = ["unet", "vae", "text", "motion", "clip"];
@@ -46,29 +42,7 @@ pub fn write(out: &Path, size: &str, sizes: Option<&Path>, seed: u64, dtype: DTy
     }
     recipe.validate()?;
     std::fs::create_dir_all(out).map_err(Error::io(out, "create"))?;
-    write_models(out, &recipe, &parameters(&recipe)?, seed, dtype)
-}
-
-/// Names and shapes of all parameters, by building the models without numbers.
-fn parameters(recipe: &Recipe) -> Result<Parameters> {
-    let device = Device::cpu(Some(1))?;
-    // f16 halves nothing here: there are no numbers.
-    let record = |build: &dyn Fn(&Params) -> Result<()>| -> Result<Vec<(String, Shape)>> {
-        let recorder = Recorder::new();
-        build(&Params::new(&recorder, &device, Some(DType::F16)))?;
-        Ok(recorder.names())
-    };
-    let motion = record(&|params| {
-        let rest = Recorder::new();
-        UNet::new(&Params::new(&rest, &device, None), &recipe.unet, Some((params, &recipe.motion))).map(drop)
-    })?;
-    Ok(Parameters {
-        unet: record(&|params| UNet::new(params, &recipe.unet, None).map(drop))?,
-        vae: record(&|params| Vae::new(params, &recipe.vae).map(drop))?,
-        text: record(&|params| TextEncoder::new(params, &recipe.text).map(drop))?,
-        motion,
-        clip: record(&|params| Clip::new(params, &recipe.clip).map(drop))?,
-    })
+    write_models(out, &recipe, &Parameters::of(&recipe)?, seed, dtype)
 }
 
 /// Changes a recipe by the tables of a file.
