@@ -12,9 +12,9 @@ use crate::{Result, Tensor, Var};
 const GROUP_EPS: f64 = 1e-6;
 const LAYER_EPS: f64 = 1e-5;
 
-/// Self-attention over pixels, cross-attention to the prompt, feed-forward.
+/// What both transformers are made of.
 #[derive(Clone, Debug)]
-pub struct SpatialTransformer {
+struct Parts {
     norm: GroupNorm,
     proj_in: Linear,
     norm1: LayerNorm,
@@ -24,6 +24,46 @@ pub struct SpatialTransformer {
     norm3: LayerNorm,
     ff: FeedForward,
     proj_out: Linear,
+}
+
+impl Parts {
+    /// `source` is the width that the second attention's keys and values come from; `project` makes `proj_in` and
+    /// `proj_out` from C to C features.
+    fn new(
+        params: &Params,
+        [channels, heads, groups, source]: [usize; 4],
+        project: impl Fn(&Params) -> Result<Linear>,
+    ) -> Result<Self> {
+        let block = params.at("transformer_blocks.0");
+        let layer_norm = |name: &str| LayerNorm::new(&block.at(name), channels, LAYER_EPS);
+        Ok(Parts {
+            norm: GroupNorm::new(&params.at("norm"), channels, groups, GROUP_EPS)?,
+            proj_in: project(&params.at("proj_in"))?,
+            norm1: layer_norm("norm1")?,
+            attn1: Attention::new(&block.at("attn1"), channels, channels, heads)?,
+            norm2: layer_norm("norm2")?,
+            attn2: Attention::new(&block.at("attn2"), channels, source, heads)?,
+            norm3: layer_norm("norm3")?,
+            ff: FeedForward::new(&block.at("ff"), channels)?,
+            proj_out: project(&params.at("proj_out"))?,
+        })
+    }
+
+    /// The layers that LoRA may change.
+    fn linears(&self) -> Vec<&Linear> {
+        let mut all = vec![&self.proj_in];
+        all.extend(self.attn1.linears());
+        all.extend(self.attn2.linears());
+        all.extend(self.ff.linears());
+        all.push(&self.proj_out);
+        all
+    }
+}
+
+/// Self-attention over pixels, cross-attention to the prompt, feed-forward.
+#[derive(Clone, Debug)]
+pub struct SpatialTransformer {
+    parts: Parts,
 }
 
 /// Sizes of a [`SpatialTransformer`].
@@ -40,18 +80,8 @@ impl SpatialTransformer {
     /// Those of the source.
     pub fn new(params: &Params, dims: SpatialDims) -> Result<Self> {
         let SpatialDims { channels, heads, groups, context } = dims;
-        let block = params.at("transformer_blocks.0");
-        Ok(SpatialTransformer {
-            norm: GroupNorm::new(&params.at("norm"), channels, groups, GROUP_EPS)?,
-            proj_in: Linear::pointwise(&params.at("proj_in"), channels, channels)?,
-            norm1: LayerNorm::new(&block.at("norm1"), channels, LAYER_EPS)?,
-            attn1: Attention::new(&block.at("attn1"), channels, channels, heads)?,
-            norm2: LayerNorm::new(&block.at("norm2"), channels, LAYER_EPS)?,
-            attn2: Attention::new(&block.at("attn2"), channels, context, heads)?,
-            norm3: LayerNorm::new(&block.at("norm3"), channels, LAYER_EPS)?,
-            ff: FeedForward::new(&block.at("ff"), channels)?,
-            proj_out: Linear::pointwise(&params.at("proj_out"), channels, channels)?,
-        })
+        let project = |params: &Params| Linear::pointwise(params, channels, channels);
+        Ok(SpatialTransformer { parts: Parts::new(params, [channels, heads, groups, context], project)? })
     }
 
     /// # Shapes
@@ -60,43 +90,30 @@ impl SpatialTransformer {
     /// # Errors
     /// Those of the operations.
     pub fn forward(&self, pass: &mut Pass, x: &Var, context: &Context) -> Result<Var> {
-        let shape = x.tensor().shape();
-        let h = self.norm.forward(pass.tape, x)?;
+        let (parts, shape) = (&self.parts, x.tensor().shape());
+        let h = parts.norm.forward(pass.tape, x)?;
         let h = h.reshape([shape[0], shape[1] * shape[2], shape[3]])?; // (B*F, H, W, C) -> (B*F, N, C)
-        let h = self.proj_in.forward(pass, &h, None)?;
-        let n = self.norm1.forward(pass.tape, &h, None)?;
-        let h = self.attn1.forward_self(pass, &n, &h)?;
-        let n = self.norm2.forward(pass.tape, &h, None)?;
-        let h = self.attn2.forward_cross(pass, &n, context, &h)?;
-        let n = self.norm3.forward(pass.tape, &h, None)?;
-        let h = self.ff.forward(pass, &n, &h)?;
-        self.proj_out.forward(pass, &h, Some(x))?.reshape(shape)
+        let h = parts.proj_in.forward(pass, &h, None)?;
+        let n = parts.norm1.forward(pass.tape, &h, None)?;
+        let h = parts.attn1.forward_self(pass, &n, &h)?;
+        let n = parts.norm2.forward(pass.tape, &h, None)?;
+        let h = parts.attn2.forward_cross(pass, &n, context, &h)?;
+        let n = parts.norm3.forward(pass.tape, &h, None)?;
+        let h = parts.ff.forward(pass, &n, &h)?;
+        parts.proj_out.forward(pass, &h, Some(x))?.reshape(shape)
     }
 
     /// The layers that LoRA may change.
     pub fn linears(&self) -> Vec<&Linear> {
-        let mut all = vec![&self.proj_in];
-        all.extend(self.attn1.linears());
-        all.extend(self.attn2.linears());
-        all.extend(self.ff.linears());
-        all.push(&self.proj_out);
-        all
+        self.parts.linears()
     }
 }
 
 /// AnimateDiff's motion module: two self-attentions over frames and a feed-forward, for every pixel.
 #[derive(Clone, Debug)]
 pub struct MotionModule {
-    norm: GroupNorm,
+    parts: Parts,
     norm_mode: MotionNorm,
-    proj_in: Linear,
-    norm1: LayerNorm,
-    attn1: Attention,
-    norm2: LayerNorm,
-    attn2: Attention,
-    norm3: LayerNorm,
-    ff: FeedForward,
-    proj_out: Linear,
     /// (max frames, C)
     positions: Tensor,
 }
@@ -116,19 +133,11 @@ impl MotionModule {
     /// Those of the source.
     pub fn new(params: &Params, dims: MotionDims) -> Result<Self> {
         let MotionDims { channels, heads, groups, max_frames, norm_mode } = dims;
-        let block = params.at("transformer_blocks.0");
         let table = sinusoid_positions(max_frames, channels);
+        let project = |params: &Params| Linear::new(params, channels, channels, true);
         Ok(MotionModule {
-            norm: GroupNorm::new(&params.at("norm"), channels, groups, GROUP_EPS)?,
+            parts: Parts::new(params, [channels, heads, groups, channels], project)?,
             norm_mode,
-            proj_in: Linear::new(&params.at("proj_in"), channels, channels, true)?,
-            norm1: LayerNorm::new(&block.at("norm1"), channels, LAYER_EPS)?,
-            attn1: Attention::new(&block.at("attn1"), channels, channels, heads)?,
-            norm2: LayerNorm::new(&block.at("norm2"), channels, LAYER_EPS)?,
-            attn2: Attention::new(&block.at("attn2"), channels, channels, heads)?,
-            norm3: LayerNorm::new(&block.at("norm3"), channels, LAYER_EPS)?,
-            ff: FeedForward::new(&block.at("ff"), channels)?,
-            proj_out: Linear::new(&params.at("proj_out"), channels, channels, true)?,
             positions: Tensor::from_slice(params.device(), [max_frames, channels], &table)?,
         })
     }
@@ -139,33 +148,28 @@ impl MotionModule {
     /// # Errors
     /// Those of the operations; more frames than the table of positions has.
     pub fn forward(&self, pass: &mut Pass, x: &Var, frames: usize) -> Result<Var> {
-        let shape = x.tensor().shape();
+        let (parts, shape) = (&self.parts, x.tensor().shape());
         let pixels = shape[1] * shape[2];
         let table = self.positions.narrow(0, frames)?;
         let position = || Some(Position { table: &table, rows: pixels });
         let h = match self.norm_mode {
-            MotionNorm::Frame => self.norm.forward(pass.tape, x)?,
-            MotionNorm::Video => self.norm.forward_over(pass.tape, x, frames)?,
+            MotionNorm::Frame => parts.norm.forward(pass.tape, x)?,
+            MotionNorm::Video => parts.norm.forward_over(pass.tape, x, frames)?,
         };
         let h = h.reshape([shape[0], pixels, shape[3]])?; // (B*F, H, W, C) -> (B*F, N, C)
-        let h = self.proj_in.forward(pass, &h, None)?;
-        let n = self.norm1.forward(pass.tape, &h, position())?;
-        let h = self.attn1.forward_temporal(pass, &n, frames, &h)?;
-        let n = self.norm2.forward(pass.tape, &h, position())?;
-        let h = self.attn2.forward_temporal(pass, &n, frames, &h)?;
-        let n = self.norm3.forward(pass.tape, &h, None)?;
-        let h = self.ff.forward(pass, &n, &h)?;
-        self.proj_out.forward(pass, &h, Some(x))?.reshape(shape)
+        let h = parts.proj_in.forward(pass, &h, None)?;
+        let n = parts.norm1.forward(pass.tape, &h, position())?;
+        let h = parts.attn1.forward_temporal(pass, &n, frames, &h)?;
+        let n = parts.norm2.forward(pass.tape, &h, position())?;
+        let h = parts.attn2.forward_temporal(pass, &n, frames, &h)?;
+        let n = parts.norm3.forward(pass.tape, &h, None)?;
+        let h = parts.ff.forward(pass, &n, &h)?;
+        parts.proj_out.forward(pass, &h, Some(x))?.reshape(shape)
     }
 
     /// The layers that LoRA may change.
     pub fn linears(&self) -> Vec<&Linear> {
-        let mut all = vec![&self.proj_in];
-        all.extend(self.attn1.linears());
-        all.extend(self.attn2.linears());
-        all.extend(self.ff.linears());
-        all.push(&self.proj_out);
-        all
+        self.parts.linears()
     }
 }
 
